@@ -1,0 +1,80 @@
+"""What a trace estimator is: it turns products with J and Jᵀ into spectral moments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from georeg.linearize import Linearization
+from georeg.manifolds.base import MetricAt, dot, event_dims, expand
+from georeg.moments import SpectralMoments
+from georeg.random import Generator
+
+Side = Literal["auto", "domain", "codomain"]
+
+
+class Estimator(ABC):
+    """Estimates τ₁ = Tr R and τ₂ = Tr R² of R = G⁻¹JᵀHJ at each sample.
+
+    Laws, executed by the contract tests: unbiased for both moments on any spectrum; deterministic under
+    a generator; differentiable in the map's parameters (nothing that carries them is detached);
+    ``num_products`` is the number of Jacobian products spent.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, lin: Linearization, domain: MetricAt, codomain: MetricAt, generator: Generator = None
+    ) -> SpectralMoments:
+        """Moments of the linearisation ``lin`` between two metrics at its points and values."""
+
+
+def check_side(side: str) -> None:
+    """Refuse an unknown side."""
+    if side not in get_args(Side):
+        raise ValueError(f"side: got {side!r}, expected 'auto' (the smaller dimension), 'domain' or 'codomain'")
+
+
+def choose_side(side: Side, domain: MetricAt, codomain: MetricAt) -> Side:
+    """The side of the smaller dimension, whose gradients vary least; the codomain (VJP first) on a tie."""
+    if side != "auto":
+        return side
+    return "domain" if domain.dim < codomain.dim else "codomain"
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which moments are kept: float64, or float32 on a device that has no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def unit(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Split ``(k, B, *event)`` into a vector of length about 1 and its detached length ``(k, B)``.
+
+    Products are linear, so J v = s·J(v/s) exactly, and neither v nor its square can overflow: τ₂ reaches
+    1e17 on real networks, where half precision ends at 6.5e4.
+    """
+    dims = event_dims(x)
+    values = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    peak = values.abs().amax(dims, keepdim=True) if dims else values.abs()
+    peak = torch.where(peak > 0, peak, 1)
+    scaled = values / peak
+    length = (scaled.square().sum(dims, keepdim=True).sqrt() if dims else scaled.abs()) * peak
+    length = torch.where(length > 0, length, 1)
+    return vectors / length.to(vectors.dtype), length.reshape(vectors.shape[:2]).to(wide(x))
+
+
+def squared_length(x: Tensor, vectors: Tensor, paired: Tensor, scale: Tensor) -> Tensor:
+    """scale²·⟨vectors, paired⟩ ``(k, B)`` in the dtype of the moments."""
+    return scale.square() * dot(x, vectors, paired).to(scale.dtype)
+
+
+def unscale(x: Tensor, vectors: Tensor, scale: Tensor) -> Tensor:
+    """Undo :func:`unit`."""
+    return vectors * expand(scale, x).to(vectors.dtype)
+
+
+def standard_error(samples: Tensor) -> Tensor | None:
+    """Standard error of the mean over the probes ``(k, B)``; one probe has none."""
+    return None if len(samples) < 2 else samples.detach().std(0) / len(samples) ** 0.5

@@ -1,0 +1,94 @@
+"""First-order view of a map at a batch of points: value, pushforward and pullback."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from georeg.linearize.base import (
+    Linearization,
+    Map,
+    check_points,
+    check_value,
+    differentiable_attention,
+    in_functorch,
+)
+from georeg.linearize.forward import ForwardLinearization
+from georeg.linearize.reverse import ReverseLinearization
+
+Engine = Literal["auto", "reverse", "forward"]
+
+__all__ = ["Engine", "Linearization", "Map", "linearize", "linearize_graph"]
+
+
+def linearize(
+    f: Map, x: Tensor, *, engine: Engine = "auto", chunk_size: int | None = None, detach_x: bool = False
+) -> Linearization:
+    """Run f once at x and return its value with products by its Jacobian.
+
+    Args:
+        f: a callable or ``nn.Module``, (B, ...) ↦ (B, ...), acting on each sample alone.
+        x: points ``(B, ...)``. A tensor that carries a graph keeps it.
+        engine: ``"reverse"`` (one forward pass, double backward), ``"forward"`` (torch.func) or ``"auto"``:
+            reverse, except inside a torch.func transform, where only the forward engine works.
+        chunk_size: probes per vectorised product; None for all at once.
+        detach_x: cut x from the graph it carries.
+
+    Returns:
+        A :class:`Linearization` with ``.value (B, ...)``, ``.jvp(v)`` and ``.vjp(w)``; under ``no_grad`` and
+        ``inference_mode`` the products carry no graph.
+
+    Raises:
+        TypeError: x or f(x) is not one floating-point tensor.
+        ValueError: f changes the batch axis; unknown engine; chunk_size below 1.
+
+    Example:
+        >>> import torch, georeg
+        >>> lin = georeg.linearize(lambda x: x**2, torch.tensor([[3.0, 1.0]]))
+        >>> lin.jvp(torch.ones(1, 1, 2)).tolist()
+        [[[6.0, 2.0]]]
+    """
+    if not callable(f):
+        raise TypeError(f"f: got {type(f).__name__}, expected a callable or torch.nn.Module")
+    check_points(x)
+    if engine not in ("auto", "reverse", "forward"):
+        raise ValueError(f"engine: got {engine!r}, expected 'auto', 'reverse' or 'forward'")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: got {chunk_size}, expected a positive number of probes, or None for all at once")
+    if engine == "forward" or (engine == "auto" and in_functorch()):
+        lin = ForwardLinearization(f, x.detach() if detach_x else x, chunk_size=chunk_size)
+        check_value(x, lin.value)
+        return lin
+    # Tensors born in inference mode cannot enter a graph, so they are copied out of it.
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x.clone() if x.is_inference() else x
+        point = point if point.requires_grad and not detach_x else point.detach().requires_grad_()
+        with differentiable_attention():
+            value = check_value(point, f(point))
+    return ReverseLinearization(point, value, chunk_size=chunk_size)
+
+
+def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> Linearization:
+    """A linearisation taken from the graph of a forward pass that the caller has already run.
+
+    Args:
+        x: the points ``(B, ...)``; they must require grad *before* the forward pass.
+        y: f(x), computed from this very tensor x, with attention in its math form.
+        chunk_size: probes per vectorised product.
+
+    Raises:
+        ValueError: x does not require grad.
+
+    Example:
+        >>> import torch, georeg
+        >>> x = torch.tensor([[3.0, 1.0]], requires_grad=True)
+        >>> y = x**2                                  # your own forward pass
+        >>> georeg.linearize_graph(x, y).vjp(torch.ones(1, 1, 2)).tolist()
+        [[[6.0, 2.0]]]
+    """
+    check_points(x)
+    if not x.requires_grad:
+        raise ValueError("x: does not require grad, expected x.requires_grad_() before the forward pass that made y")
+    return ReverseLinearization(x, check_value(x, y), chunk_size=chunk_size)

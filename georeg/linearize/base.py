@@ -1,0 +1,94 @@
+"""What a linearisation is, and what is checked about a map before one is taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Linearization(ABC):
+    """A map f at a batch of points: its value, and products with its Jacobian J and with Jᵀ.
+
+    Probe axes come first: ``v`` is ``(k, B, *event of x)``, ``w`` is ``(k, B, *event of f(x))``. By contract
+    f acts on each sample alone, so one product serves the whole batch.
+
+    Attributes:
+        x: the points ``(B, ...)``, part of the graph.
+        value: f(x) ``(B, ...)``, part of the graph.
+        num_jvps, num_vjps: products taken so far, one for each probe.
+
+    Law: ⟨w, J v⟩ = ⟨Jᵀ w, v⟩ for all v, w.
+    """
+
+    def __init__(self, x: Tensor, value: Tensor) -> None:
+        self.x, self.value = x, value
+        self.num_jvps = self.num_vjps = 0
+
+    @abstractmethod
+    def _jvp(self, v: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _vjp(self, w: Tensor) -> Tensor: ...
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """Pushforward J v of tangent vectors ``(k, B, *event of x)``: ``(k, B, *event of f(x))``."""
+        self.num_jvps += len(v)
+        return self._jvp(self._checked("v", v, self.x))
+
+    def vjp(self, w: Tensor) -> Tensor:
+        """Pullback Jᵀ w of cotangent vectors ``(k, B, *event of f(x))``: ``(k, B, *event of x)``."""
+        self.num_vjps += len(w)
+        return self._vjp(self._checked("w", w, self.value))
+
+    @staticmethod
+    def _checked(name: str, probes: Tensor, like: Tensor) -> Tensor:
+        if probes.ndim != like.ndim + 1 or probes.shape[1:] != like.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(probes.shape)}, expected (k, {', '.join(map(str, like.shape))}): probes come "
+                f"first; add an axis with {name}.unsqueeze(0) for a single one"
+            )
+        return probes.to(like.dtype)
+
+
+def check_points(x: Tensor) -> None:
+    """Refuse what has no derivative: anything but a floating-point tensor with a batch axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor of points (B, ...)")
+    if not x.is_floating_point():
+        raise TypeError(f"x: got dtype {x.dtype}, expected a floating-point tensor; convert with x.float()")
+    if x.ndim == 0:
+        raise ValueError("x: got a scalar, expected a batch of points (B, ...)")
+
+
+def check_value(x: Tensor, y: Any) -> Tensor:
+    """Refuse a map whose output is not one floating-point tensor with x's batch axis."""
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"f: returned {type(y).__name__}, expected one tensor (B, ...); wrap it, as in `lambda x: f(x)[0]` "
+            "or `lambda x: f(x).sample`"
+        )
+    if not y.is_floating_point():
+        raise TypeError(f"f: returned dtype {y.dtype}, expected a floating-point tensor: integers have no derivative")
+    if y.ndim == 0 or len(y) != len(x):
+        raise ValueError(
+            f"f: returned shape {tuple(y.shape)} for {len(x)} points, expected ({len(x)}, ...): f acts on each sample alone"
+        )
+    return y
+
+
+def differentiable_attention() -> AbstractContextManager[None]:
+    """Attention by plain matrix products: torch's fused kernels have no second derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def in_functorch() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp) is active, inside which autograd.grad does not work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

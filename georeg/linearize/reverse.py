@@ -1,0 +1,88 @@
+"""Reverse engine: Jᵀw by backward, J v by backward through the graph of Jᵀw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from georeg.linearize.base import Linearization
+
+
+def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool, batched: bool) -> Tensor:
+    """∂⟨outputs, cotangent⟩/∂inputs, zero where the outputs do not depend on the inputs at all."""
+    if not outputs.requires_grad:
+        return torch.zeros(cotangent.shape[:1] if batched else (), dtype=inputs.dtype, device=inputs.device).reshape(
+            (-1,) + (1,) * inputs.ndim if batched else (1,) * inputs.ndim
+        ) * torch.zeros_like(inputs)
+    try:
+        (product,) = torch.autograd.grad(
+            outputs,
+            inputs,
+            cotangent,
+            retain_graph=True,
+            create_graph=create_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        if "derivative for aten::" in str(error) and "not implemented" in str(error):
+            raise RuntimeError(
+                f"f: {error} A fused kernel in the map has no second derivative. For attention run the forward pass "
+                "inside `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)` "
+                "(georeg.linearize does so itself; linearize_graph cannot)"
+            ) from error
+        raise
+    return product
+
+
+class ReverseLinearization(Linearization):
+    """Products by reverse mode over the graph of one forward pass, which the caller may go on using.
+
+    VJP first: g(u) = Jᵀu is linear in u, so J v = ∂⟨g(u), v⟩/∂u for any u. After a ``vjp`` its graph
+    serves every ``jvp`` that follows; a ``jvp`` without one builds it at a dummy u = 0 (one more pass).
+
+    Args:
+        x: points that require grad and from whose use ``value`` was computed.
+        value: f(x).
+        chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop.
+    """
+
+    def __init__(self, x: Tensor, value: Tensor, *, chunk_size: int | None = None) -> None:
+        super().__init__(x, value)
+        self.chunk_size = chunk_size
+        self._transposed: tuple[Tensor, Tensor] | None = None
+
+    def _chunked(self, product: Callable[..., Tensor], probes: Tensor) -> Tensor:
+        size = self.chunk_size or len(probes)
+        if size == 1 or len(probes) == 1:
+            return torch.stack([product(p, batched=False) for p in probes])
+        return torch.cat([product(chunk, batched=True) for chunk in probes.split(size)])
+
+    def _vjp(self, w: Tensor) -> Tensor:
+        create_graph = torch.is_grad_enabled()
+
+        def product(u: Tensor, *, batched: bool) -> Tensor:
+            if create_graph and not batched:
+                # The cotangent joins the graph, so that this very graph can be differentiated for J v.
+                u = u if u.requires_grad else u.detach().requires_grad_()
+                g = _grad(self.value, self.x, u, create_graph=True, batched=False)
+                self._transposed = (u, g)
+                return g
+            return _grad(self.value, self.x, u, create_graph=create_graph, batched=batched)
+
+        return self._chunked(product, w)
+
+    def _jvp(self, v: Tensor) -> Tensor:
+        create_graph = torch.is_grad_enabled()
+        if self._transposed is None:
+            with torch.enable_grad():
+                u = torch.zeros_like(self.value, requires_grad=True)
+                self._transposed = (u, _grad(self.value, self.x, u, create_graph=True, batched=False))
+        u, g = self._transposed
+        return self._chunked(lambda p, batched: _grad(g, u, p, create_graph=create_graph, batched=batched), v)
+
+    def __repr__(self) -> str:
+        return f"ReverseLinearization({tuple(self.x.shape)} -> {tuple(self.value.shape)}, chunk_size={self.chunk_size})"

@@ -1,0 +1,9 @@
+"""Riemannian manifolds, one geometry a file."""
+
+from georeg.manifolds.base import Manifold, MetricAt
+from georeg.manifolds.custom import CustomMetric
+from georeg.manifolds.euclidean import Euclidean
+from georeg.manifolds.sphere import Sphere
+from georeg.manifolds.stereographic import SphereStereographic
+
+__all__ = ["CustomMetric", "Euclidean", "Manifold", "MetricAt", "Sphere", "SphereStereographic"]

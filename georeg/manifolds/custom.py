@@ -1,0 +1,127 @@
+"""A metric given by a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from georeg.manifolds.base import Manifold, MetricAt, event_size
+from georeg.random import Generator, Probe, white
+
+
+class CustomMetric(Manifold):
+    """ℝᵈ with the metric G(x) that ``fn`` returns.
+
+    Args:
+        fn: x ``(B, ...)`` ↦ G(x) itself (not its inverse), with d the event size, as
+
+            * ``(B,)``: conformal, G = s·I;
+            * ``(B, d)``: diagonal;
+            * ``(B, d, d)``: symmetric positive definite, factorised once per batch of points.
+
+            Its graph is kept, so a metric with parameters, or one that depends on f(x), is
+            differentiated through.
+
+    Raises:
+        TypeError: if ``fn`` is not callable or does not return a tensor.
+        ValueError: if it returns another shape, or a metric that is not positive definite.
+
+    Example:
+        >>> import torch, georeg
+        >>> doubled = georeg.CustomMetric(lambda x: 4 * torch.ones(len(x)))
+        >>> doubled.norm(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+        tensor([10.])
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn: got {type(fn).__name__}, expected a function from points (B, ...) to the metric")
+        self.fn = fn
+
+    def dim(self, x: Tensor) -> int:
+        return event_size(x)
+
+    def at(self, x: Tensor) -> CustomMetricAt:
+        return CustomMetricAt(self, x)
+
+    def sharp(self, x: Tensor, covector: Tensor) -> Tensor:
+        return self.at(x).sharp(covector)
+
+    def flat(self, x: Tensor, vector: Tensor) -> Tensor:
+        return self.at(x).flat(vector)
+
+    def projx(self, x: Tensor) -> Tensor:
+        return x
+
+    def proju(self, x: Tensor, vector: Tensor) -> Tensor:
+        return vector
+
+    def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
+        return self.at(x).random_tangent(k, generator, probe=probe)
+
+    def random_cotangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
+        return self.at(x).random_cotangent(k, generator, probe=probe)
+
+
+class CustomMetricAt(MetricAt):
+    """A custom metric at a batch of points: ``fn`` is called once, and a matrix factorised once."""
+
+    def __init__(self, manifold: CustomMetric, x: Tensor) -> None:
+        super().__init__(manifold, x)
+        metric = manifold.fn(x)
+        if not isinstance(metric, Tensor):
+            raise TypeError(f"fn: returned {type(metric).__name__}, expected a tensor: the metric at each point")
+        batch, d = len(x), self.dim
+        if tuple(metric.shape) not in {(batch,), (batch, d), (batch, d, d)}:
+            raise ValueError(
+                f"fn: returned shape {tuple(metric.shape)} for points of shape {tuple(x.shape)}, expected ({batch},) for "
+                f"G = s·I, ({batch}, {d}) for a diagonal or ({batch}, {d}, {d}) for a matrix"
+            )
+        self.metric = metric.to(x.dtype)
+        # A scalar metric is a diagonal one that broadcasts.
+        self.diagonal = self.metric.reshape(batch, -1) if metric.ndim < 3 else None
+        smallest = self.diagonal
+        if smallest is not None and smallest.numel() and x.device.type != "meta" and not bool((smallest > 0).all()):
+            raise ValueError(f"fn: returned a metric with an entry {smallest.min().item():.3g}, expected positive numbers")
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """L ``(B, d, d)`` with G = L Lᵀ."""
+        try:
+            return torch.linalg.cholesky(self.metric)
+        except RuntimeError as error:
+            raise ValueError(
+                "fn: returned a matrix that is not positive definite; add a small multiple of the identity"
+            ) from error
+
+    def _flatly(self, vector: Tensor) -> Tensor:
+        return vector.reshape(*vector.shape[: vector.ndim - self.x.ndim], len(self.x), -1)
+
+    def flat(self, vector: Tensor) -> Tensor:
+        v = self._flatly(vector)
+        out = (self.metric @ v.unsqueeze(-1)).squeeze(-1) if self.diagonal is None else v * self.diagonal
+        return out.reshape(vector.shape)
+
+    def sharp(self, covector: Tensor) -> Tensor:
+        c = self._flatly(covector)
+        if self.diagonal is not None:
+            return (c / self.diagonal).reshape(covector.shape)
+        half = torch.linalg.solve_triangular(self.factor, c.unsqueeze(-1), upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True).reshape(covector.shape)
+
+    def random_tangent(self, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
+        w = white((k, *self.x.shape), self.x, probe, generator)
+        flat = self._flatly(w)
+        if self.diagonal is not None:
+            return (flat / self.diagonal.sqrt()).reshape(w.shape)
+        return torch.linalg.solve_triangular(self.factor.mT, flat.unsqueeze(-1), upper=True).reshape(w.shape)
+
+    def random_cotangent(self, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
+        w = white((k, *self.x.shape), self.x, probe, generator)
+        flat = self._flatly(w)
+        if self.diagonal is not None:
+            return (flat * self.diagonal.sqrt()).reshape(w.shape)
+        return (self.factor @ flat.unsqueeze(-1)).reshape(w.shape)

@@ -1,0 +1,97 @@
+"""The round sphere, by projection onto its tangent spaces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from georeg.manifolds.base import Manifold, dot, event_dims, event_size, expand
+from georeg.random import Generator, Probe, fix_norm, white
+from georeg.registry import register
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """‖x‖² per sample with the event axes kept as ones, in x's dtype, 1 where x = 0."""
+    dims = event_dims(x)
+    squared = x.square().sum(dims, keepdim=True) if dims else x.square()
+    return torch.where(squared > 0, squared, 1)
+
+
+@register("manifold", "sphere")
+class Sphere(Manifold):
+    """The sphere Sⁿ⁻¹ in ℝⁿ with the metric induced by ℝⁿ; an event of any shape is one vector of ℝⁿ.
+
+    The cometric is the tangent projection, G⁻¹ = P = I − xxᵀ/‖x‖². This agrees with the
+    stereographic computation (Eq. 3 of Hahm et al.) to all digits, costs nothing and has no pole.
+
+    Args:
+        radius: the sphere's radius. With None each point lies on the sphere through itself: the
+            family of concentric spheres, which is what noised images x_t are on. That form drops the
+            radial part of every Jacobian; no point is refused, except the origin, where the tangent
+            space is taken to be all of ℝⁿ.
+
+    Raises:
+        ValueError: for a radius that is not positive, and from ``check_point`` when a fixed radius is
+            given and x is off it by more than 1e-3 relative (1e-2 in half precision).
+
+    Example:
+        >>> import torch, georeg
+        >>> x = torch.tensor([[0.0, 3.0]])
+        >>> georeg.Sphere().sharp(x, torch.tensor([[1.0, 5.0]]))
+        tensor([[1., 0.]])
+    """
+
+    def __init__(self, radius: float | None = None) -> None:
+        if radius is not None and not radius > 0:
+            raise ValueError(f"radius: got {radius}, expected a positive number, or None for each point's own norm")
+        self.radius = radius
+
+    def dim(self, x: Tensor) -> int:
+        return event_size(x) - 1
+
+    def check_point(self, x: Tensor, name: str = "x") -> None:
+        if self.radius is None or x.numel() == 0 or x.device.type == "meta":
+            return
+        norms = torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+        tolerance = 1e-2 if x.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        worst = (norms / self.radius - 1).abs().max().item()
+        if not worst <= tolerance:
+            raise ValueError(
+                f"{name}: got points with norms {norms.min().item():.4g} to {norms.max().item():.4g}, expected "
+                f"‖{name}‖ = {self.radius:.4g} to a relative {tolerance:g}; project first (Sphere.projx, or project=True "
+                "for a codomain), or use Sphere() for the sphere through each point"
+            )
+
+    def proju(self, x: Tensor, vector: Tensor) -> Tensor:
+        along = expand(dot(x, x, vector), x).to(vector.dtype)
+        return vector - x * (along / squared_norm(x))
+
+    def sharp(self, x: Tensor, covector: Tensor) -> Tensor:
+        return self.proju(x, covector)
+
+    def flat(self, x: Tensor, vector: Tensor) -> Tensor:
+        return self.proju(x, vector)
+
+    def projx(self, x: Tensor) -> Tensor:
+        return x if self.radius is None else x * (self.radius / squared_norm(x).sqrt())
+
+    def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
+        if probe == "sphere":
+            return fix_norm(self.proju(x, white((k, *x.shape), x, "gaussian", generator)), self.dim(x))
+        return self.proju(x, white((k, *x.shape), x, probe, generator))
+
+    random_cotangent = random_tangent
+
+    def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # The columns but one of a Householder reflection that takes ±e_j to x/‖x‖; the sign avoids cancellation.
+        unit = (x / squared_norm(x).sqrt()).flatten(1)
+        first = unit[:, :1]
+        sign = torch.where(first >= 0, 1.0, -1.0).to(x.dtype)
+        v = torch.cat([first + sign, unit[:, 1:]], dim=1)
+        v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        eye = torch.eye(unit.shape[1], dtype=x.dtype, device=x.device)
+        q = eye[:, 1:] - 2 * v.unsqueeze(-1) * v[:, 1:].unsqueeze(1)
+        return q, eye[1:, 1:].expand(len(x), -1, -1)
+
+    def __repr__(self) -> str:
+        return f"Sphere(radius={self.radius})"

@@ -1,0 +1,63 @@
+"""White probe vectors: what is drawn, before any metric colours it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for a whole batch, one for each sample (independent of how a batch is split), or torch's own."""
+
+Probe: TypeAlias = Literal["gaussian", "sphere", "rademacher"]
+PROBES: tuple[str, ...] = get_args(Probe)
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Tensor:
+    """Standard normal numbers ``(k, B, ...)``; half precision is drawn in float32 and rounded."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+
+    def draw(size: tuple[int, ...], source: torch.Generator | None) -> Tensor:
+        device = like.device
+        if source is not None and source.device != device and device.type != "meta":
+            return torch.randn(size, generator=source, dtype=dtype, device=source.device).to(device)
+        return torch.randn(size, generator=None if device.type == "meta" else source, dtype=dtype, device=device)
+
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(shape, generator)
+    if len(generator) != shape[1]:
+        raise ValueError(
+            f"generator: got a list of {len(generator)}, expected one torch.Generator for each of the "
+            f"{shape[1]} samples; pass a single generator to draw for the whole batch"
+        )
+    if not generator:
+        return draw(shape, None)
+    return torch.stack([draw((shape[0], *shape[2:]), g) for g in generator], dim=1)
+
+
+def fix_norm(w: Tensor, dim: int) -> Tensor:
+    """Scale every probe ``w (k, B, *event)`` to Euclidean length √dim."""
+    axes = tuple(range(2, w.ndim))
+    length = torch.linalg.vector_norm(w, dim=axes, keepdim=True) if axes else w.abs()
+    return w * (dim**0.5 / length.clamp_min(torch.finfo(w.dtype).tiny))
+
+
+def white(shape: tuple[int, ...], like: Tensor, probe: str, generator: Generator) -> Tensor:
+    """White probes w ``(k, B, *event)`` with E[w] = 0 and E[w wᵀ] = I.
+
+    Args:
+        shape: ``(k, B, *event)``.
+        like: gives dtype and device.
+        probe: ``"gaussian"``; ``"sphere"``, Gaussian directions of fixed length √d, whose variance
+            vanishes where the operator is a multiple of the identity; or ``"rademacher"``, signs,
+            which depend on the basis.
+        generator: one generator, one for each sample, or None for torch's global one.
+    """
+    w = _normal(shape, like, generator)
+    if probe == "rademacher":
+        w = torch.where(w >= 0, 1.0, -1.0).to(w.dtype)
+    elif probe == "sphere":
+        w = fix_norm(w, w.shape[2:].numel())
+    return w.to(like.dtype)

@@ -1,0 +1,1 @@
+"""Isometric Diffusion: the regularisers of georeg on diffusion models, from training to scores."""

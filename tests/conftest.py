@@ -1,0 +1,16 @@
+"""Shared fixtures. Float64 and a fixed seed unless a test says otherwise."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def gradients(loss, parameters):
+    """Concatenated gradient, zeros where a parameter has none."""
+    parameters = list(parameters)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters, strict=True)])
