@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,9 @@ class RunningMeans(nn.Module):
     """Running means of detached statistics per group: Σ ρ^age·statistic / Σ ρ^age.
 
     Weighted by sample counts, so that a group seen with few samples counts for few. They are buffers:
-    saved with the module's state and restored on resume.
+    saved with the module's state and restored on resume, and they stay float64 when the model is cast
+    to half precision (τ₂ reaches 1e17). A step that is not finite shows in the value it returns, and is
+    not kept.
 
     Args:
         num_groups: number of groups G.
@@ -88,16 +91,25 @@ class RunningMeans(nn.Module):
         self.register_buffer("numerator", torch.zeros(num_groups, num_statistics, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros(num_groups, dtype=torch.float64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMeans:
+        def move(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
+
     @torch.no_grad()
     def update(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Take in one step's sums ``(G, S)`` and counts ``(G,)`` (in training mode) and return the means."""
         sums, counts = sums.to(self.numerator), counts.to(self.weight)
-        decay = torch.where(counts > 0, self.momentum, 1.0)
+        decay = self.momentum ** (counts > 0).to(self.weight)
         numerator = self.numerator * decay.unsqueeze(-1) + sums
         weight = self.weight * decay + counts
         if self.training:
-            self.numerator.copy_(numerator)
-            self.weight.copy_(weight)
+            sound = torch.isfinite(sums).all()
+            self.numerator.copy_(torch.where(sound, numerator, self.numerator))
+            self.weight.copy_(torch.where(sound, weight, self.weight))
         return numerator / torch.where(weight > 0, weight, 1).unsqueeze(-1)
 
 

@@ -51,7 +51,7 @@ class Regularizer(nn.Module):
             torch.distributed (every rank must then call the loss at each step).
         momentum: decay of running detached means, which make small groups and small batches usable; None
             pools each step by itself.
-        num_groups: number of groups that labels may name; needed with ``momentum`` and groups.
+        num_groups: number of groups that labels may name; needed beside groups with ``momentum`` and ``scope="global"``.
         chunk_size: probes per vectorised product.
         detach_x: cut x from the graph it carries.
         project: measure projx∘f, for a codomain that f(x) does not lie on.
@@ -79,7 +79,7 @@ class Regularizer(nn.Module):
         for name, manifold in (("domain", domain), ("codomain", codomain)):
             if manifold is not None and not isinstance(manifold, Manifold):
                 raise TypeError(
-                    f"{name}: got {type(manifold).__name__}, expected a georeg manifold such as georeg.Sphere() "
+                    f"{name}: got {manifold!r}, expected a georeg manifold such as georeg.Sphere() "
                     "(an instance, not the class)"
                 )
         if estimator is not None and not isinstance(estimator, Estimator):
@@ -123,6 +123,8 @@ class Regularizer(nn.Module):
         """The loss of a linearisation."""
         num_groups = self._num_groups(groups, len(lin.x))
         moments = moments_at(lin, self.domain, self.codomain, self.estimator, generator)
+        if self.degenerate == "raise" and len(lin.x) and lin.x.device.type != "meta" and not in_functorch():
+            self._refuse_degenerate(moments)
         pooled = pool(
             self.functional.statistics(moments),
             groups,
@@ -130,8 +132,6 @@ class Regularizer(nn.Module):
             scope=self.scope,
             running=self.running,
         )
-        if self.degenerate == "raise" and len(lin.x) and lin.x.device.type != "meta" and not in_functorch():
-            self._refuse_degenerate(moments)
         loss = pooled.combine(self.functional.value(pooled.means, moments.rank))
         dtype = torch.promote_types(lin.x.dtype, torch.float32)
         return LossOutput(loss.to(dtype), moments, pooled.counts.sum(), self.functional)
@@ -150,8 +150,11 @@ class Regularizer(nn.Module):
                 f"groups: got shape {tuple(groups.shape)} and dtype {groups.dtype}, expected one integer label for each of "
                 f"the {batch} samples"
             )
-        if self.num_groups is None and self.running is not None:
-            raise ValueError("num_groups: got None, expected the number of groups, since momentum keeps means for each")
+        if self.num_groups is None and (self.running is not None or self.scope == "global"):
+            raise ValueError(
+                "num_groups: got None, expected the number of groups: a batch need not show all of them, and momentum and "
+                "scope='global' keep means for each"
+            )
         if groups.numel() == 0 or groups.device.type == "meta":
             return self.num_groups or 1
         highest, lowest = int(groups.max()), int(groups.min())

@@ -69,8 +69,8 @@ class Exact(Estimator):
         """metric·⟨vectors_i, paired_j⟩ as matrices ``(B, d, d)`` for d vectors ``(d, B, ...)``."""
         dtype = wide(point)
         d, batch = vectors.shape[:2]
-        left = vectors.reshape(d, batch, -1).movedim(0, 1).to(dtype)
-        right = paired.reshape(d, batch, -1).movedim(0, 1).to(dtype)
+        left = vectors.reshape(d, batch, vectors.shape[2:].numel()).movedim(0, 1).to(dtype)
+        right = paired.reshape(d, batch, vectors.shape[2:].numel()).movedim(0, 1).to(dtype)
         gram = left @ right.mT
         columns = gram.movedim(-1, 0).reshape(d, *point.shape)
         return metric(columns).reshape(d, batch, d).movedim(0, -1)

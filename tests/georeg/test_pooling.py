@@ -1,0 +1,154 @@
+"""Pooling over groups, steps, ranks: the gradient is that of the whole, to rounding."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import georeg
+from georeg.moments import RunningMeans
+from tests.conftest import gradients
+
+N, M = 5, 3
+SCENARIOS = {
+    "2/7": (2, 7, None),
+    "0/3": (0, 3, None),
+    "6/0": (6, 0, None),
+    "4/5 in 3 groups": (4, 5, 3),
+    "0/0": (0, 0, None),
+}
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(N, 7), nn.Tanh(), nn.Linear(7, M)).double()
+
+
+def batch(size):
+    x = torch.randn(size, N, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return x, torch.arange(size) * 2 % 3
+
+
+def pooled_loss(num_groups=None, **options):
+    return georeg.IsometryLoss(
+        estimator=georeg.Exact(), domain=georeg.Sphere(), normalize=True, num_groups=num_groups, **options
+    )
+
+
+def rank_main(rank, path):
+    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    results = {}
+    for name, (first, second, num_groups) in SCENARIOS.items():
+        f, (x, labels) = network(), batch(first + second)
+        mine = slice(0, first) if rank == 0 else slice(first, None)
+        out = pooled_loss(num_groups, scope="global")(f, x[mine], labels[mine] if num_groups else None)
+        gradient = gradients(out.loss, f.parameters())
+        dist.all_reduce(gradient)
+        results[name] = (out.loss.detach(), gradient / 2, out.count)  # DDP averages over ranks
+    # Running means stay the same on every rank.
+    f, (x, _) = network(), batch(9)
+    loss = pooled_loss(scope="global", momentum=0.5)
+    for step in range(3):
+        mine = slice(0, step) if rank == 0 else slice(step, None)
+        out = loss(f, x[mine] * (1 + step))
+    results["running"] = (out.loss.detach(), loss.running.numerator)
+    torch.save(results, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_global_scope_on_two_processes_gives_the_gradient_of_the_whole_batch(tmp_path):
+    mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, (first, second, num_groups) in SCENARIOS.items():
+        f, (x, labels) = network(), batch(first + second)
+        whole = pooled_loss(num_groups)(f, x, labels if num_groups else None).loss
+        expected = gradients(whole, f.parameters())
+        for rank in ranks:
+            loss, gradient, count = rank[name]
+            assert count == first + second, name
+            torch.testing.assert_close(loss, whole.detach(), rtol=1e-13, atol=0, msg=name)
+            torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15, msg=name)
+    assert torch.equal(ranks[0]["running"][1], ranks[1]["running"][1])
+    f, (x, _) = network(), batch(9)
+    loss = pooled_loss(momentum=0.5)
+    for step in range(3):
+        alone = loss(f, x * (1 + step)).loss
+    torch.testing.assert_close(ranks[0]["running"][0], alone.detach(), rtol=1e-13, atol=0)
+
+
+def test_local_means_averaged_over_ranks_would_be_wrong():
+    """What DDP does by itself, at counts 2 and 7: the reason for the pooled form."""
+    f, (x, _) = network(), batch(9)
+    truth = gradients(pooled_loss()(f, x).loss, f.parameters())
+    naive = sum(gradients(pooled_loss()(f, part).loss, f.parameters()) for part in (x[:2], x[2:])) / 2
+    assert (naive - truth).norm() / truth.norm() > 0.1
+
+
+def test_running_means_follow_the_recursion():
+    """m_t = Σ ρ^(t−s) S_s / Σ ρ^(t−s) N_s, per group, decaying only when the group is seen."""
+    rho, loss = 0.8, pooled_loss(2, momentum=0.8)
+    f = network()
+    numerator, weight = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for step, labels in enumerate([[0, 0, 1], [1, 1, 1], [0, 1, 1]]):
+        x, labels = torch.randn(3, N, dtype=torch.float64), torch.tensor(labels)
+        out = loss(f, x, labels)
+        m = out.moments.detach()
+        for g in range(2):
+            inside = labels == g
+            if inside.any():
+                numerator[g] = rho * numerator[g] + torch.stack([m.trace[inside].sum(), m.trace_sq[inside].sum()])
+                weight[g] = rho * weight[g] + inside.sum()
+        t1, t2 = (numerator / weight.clamp_min(1e-9).unsqueeze(1)).unbind(1)
+        counts = torch.bincount(labels, minlength=2).double()
+        expected = (counts / 3 * torch.where(counts > 0, M * t2 / t1.clamp_min(1e-9) ** 2, 0)).sum()
+        torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
+        if step == 0:
+            torch.testing.assert_close(out.loss, pooled_loss()(f, x, labels).loss, rtol=1e-12, atol=0)
+        # Gradient: the weights ∂F/∂m_k at the running means, times the gradient of this step's own means.
+        live = torch.stack([out.moments.trace, out.moments.trace_sq], 1)
+        surrogate = sum(
+            (inside.double().sum() / 3)
+            * (M / t1[g] ** 2 * live[inside, 1].mean() - 2 * M * t2[g] / t1[g] ** 3 * live[inside, 0].mean())
+            for g in range(2)
+            if (inside := labels == g).any()
+        )
+        whole = gradients(pooled_loss()(f, x, labels).loss, f.parameters())
+        torch.testing.assert_close(gradients(out.loss - surrogate, f.parameters()), 0 * whole, rtol=0, atol=1e-12)
+        assert whole.norm() > 1e-3
+
+
+def test_eval_mode_does_not_update_and_the_state_survives_a_round_trip():
+    f, (x, labels) = network(), batch(6)
+    loss = pooled_loss(3, momentum=0.9)
+    loss(f, x, labels)
+    state = {k: v.clone() for k, v in loss.state_dict().items()}
+    assert set(state) == {"running.numerator", "running.weight"}
+    loss.eval()
+    first = loss(f, 2 * x, labels).loss
+    assert all(torch.equal(v, state[k]) for k, v in loss.state_dict().items())
+    fresh = pooled_loss(3, momentum=0.9)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(f, 2 * x, labels).loss, first)
+
+
+def test_running_means_keep_their_precision_when_the_model_is_cast():
+    """τ₂ reaches 1e17: `model.half()` must not cast the buffers that hold it."""
+    running = RunningMeans(1, 2, 0.9)
+    running.update(torch.tensor([[1e9, 1e17]], dtype=torch.float64), torch.ones(1))
+    held = nn.ModuleList([running]).half().to("cpu").bfloat16()
+    assert held[0].numerator.dtype == torch.float64
+    assert held[0].numerator[0, 1] == 1e17
+    assert nn.ModuleList([running]).to("meta")[0].numerator.is_meta
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_empty_step_leaves_running_means_alone(momentum):
+    f, (x, _) = network(), batch(4)
+    loss = pooled_loss(momentum=momentum)
+    value = loss(f, x).loss.item()
+    kept = loss.running.numerator.clone()
+    loss(f, x[:0])
+    assert torch.equal(loss.running.numerator, kept)
+    assert value > 0
