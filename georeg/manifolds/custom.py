@@ -82,7 +82,7 @@ class CustomMetricAt(MetricAt):
             )
         self.metric = metric.to(x.dtype)
         # A scalar metric is a diagonal one that broadcasts.
-        self.diagonal = self.metric.reshape(batch, -1) if metric.ndim < 3 else None
+        self.diagonal = self.metric.reshape(batch, metric.shape[1:].numel()) if metric.ndim < 3 else None
         smallest = self.diagonal
         if smallest is not None and smallest.numel() and x.device.type != "meta" and not bool((smallest > 0).all()):
             raise ValueError(f"fn: returned a metric with an entry {smallest.min().item():.3g}, expected positive numbers")
@@ -98,19 +98,20 @@ class CustomMetricAt(MetricAt):
             ) from error
 
     def _flatly(self, vector: Tensor) -> Tensor:
-        return vector.reshape(*vector.shape[: vector.ndim - self.x.ndim], len(self.x), -1)
+        return vector.reshape(*vector.shape[: vector.ndim - self.x.ndim], len(self.x), self.dim)
 
     def flat(self, vector: Tensor) -> Tensor:
         v = self._flatly(vector)
-        out = (self.metric @ v.unsqueeze(-1)).squeeze(-1) if self.diagonal is None else v * self.diagonal
+        out = (self.metric.to(v.dtype) @ v.unsqueeze(-1)).squeeze(-1) if self.diagonal is None else v * self.diagonal
         return out.reshape(vector.shape)
 
     def sharp(self, covector: Tensor) -> Tensor:
         c = self._flatly(covector)
         if self.diagonal is not None:
             return (c / self.diagonal).reshape(covector.shape)
-        half = torch.linalg.solve_triangular(self.factor, c.unsqueeze(-1), upper=False)
-        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True).reshape(covector.shape)
+        factor = self.factor.to(c.dtype)
+        half = torch.linalg.solve_triangular(factor, c.unsqueeze(-1), upper=False)
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True).reshape(covector.shape)
 
     def random_tangent(self, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
         w = white((k, *self.x.shape), self.x, probe, generator)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from georeg.manifolds.base import Manifold, dot, event_dims, event_size, expand
-from georeg.random import Generator, Probe, fix_norm, white
+from georeg.random import Generator, Probe, white
 from georeg.registry import register
 
 
@@ -15,6 +15,20 @@ def squared_norm(x: Tensor) -> Tensor:
     dims = event_dims(x)
     squared = x.square().sum(dims, keepdim=True) if dims else x.square()
     return torch.where(squared > 0, squared, 1)
+
+
+def embed(x: Tensor, w: Tensor) -> Tensor:
+    """Components w ``(k, B, n−1)`` as tangent vectors of the sphere at x, ``(k, B, *event)``, isometrically.
+
+    The Householder reflection that takes ±e₁ to x/‖x‖ takes the other axes to a basis of the tangent
+    space; the sign avoids cancellation. Linear in n, where a matrix of the basis is quadratic.
+    """
+    unit = (x / squared_norm(x).sqrt()).flatten(1)
+    first = unit[:, :1]
+    normal = torch.cat([first + torch.where(first >= 0, 1.0, -1.0).to(x.dtype), unit[:, 1:]], dim=1)
+    twice = 2 * dot(unit, normal[:, 1:], w) / dot(unit, normal, normal)
+    padded = torch.nn.functional.pad(w, (1, 0))
+    return (padded - normal * expand(twice, unit).to(w.dtype)).reshape(len(w), *x.shape)
 
 
 @register("manifold", "sphere")
@@ -76,22 +90,15 @@ class Sphere(Manifold):
         return x if self.radius is None else x * (self.radius / squared_norm(x).sqrt())
 
     def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
-        if probe == "sphere":
-            return fix_norm(self.proju(x, white((k, *x.shape), x, "gaussian", generator)), self.dim(x))
-        return self.proju(x, white((k, *x.shape), x, probe, generator))
+        # Not P w: a w parallel to x (the same seed drew both) would leave nothing but rounding to normalise.
+        return embed(x, white((k, len(x), event_size(x) - 1), x, probe, generator))
 
     random_cotangent = random_tangent
 
     def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # The columns but one of a Householder reflection that takes ±e_j to x/‖x‖; the sign avoids cancellation.
-        unit = (x / squared_norm(x).sqrt()).flatten(1)
-        first = unit[:, :1]
-        sign = torch.where(first >= 0, 1.0, -1.0).to(x.dtype)
-        v = torch.cat([first + sign, unit[:, 1:]], dim=1)
-        v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
-        eye = torch.eye(unit.shape[1], dtype=x.dtype, device=x.device)
-        q = eye[:, 1:] - 2 * v.unsqueeze(-1) * v[:, 1:].unsqueeze(1)
-        return q, eye[1:, 1:].expand(len(x), -1, -1)
+        eye = torch.eye(event_size(x) - 1, dtype=x.dtype, device=x.device)
+        q = embed(x, eye.unsqueeze(1).expand(-1, len(x), -1)).flatten(2).permute(1, 2, 0)
+        return q, eye.expand(len(x), -1, -1)
 
     def __repr__(self) -> str:
         return f"Sphere(radius={self.radius})"
