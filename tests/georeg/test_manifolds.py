@@ -23,6 +23,7 @@ SUITES = {
     "fixed_sphere": {"manifold": georeg.Sphere(1.7), "events": ((4,), (2, 2), (2,))},
     "stereographic": {"manifold": georeg.SphereStereographic(1.7), "events": MORE_EVENTS},
     "stereographic_unit": {"manifold": georeg.SphereStereographic(1.7, chart="unit"), "events": MORE_EVENTS},
+    "poincare_ball": {"manifold": georeg.SphereStereographic(curvature=-0.02), "events": MORE_EVENTS},
     "scalar": {"manifold": georeg.CustomMetric(lambda y: 1 + y.flatten(1).square().sum(1)), "events": MORE_EVENTS},
     "diagonal": {"manifold": georeg.CustomMetric(lambda y: 1 + y.flatten(1) ** 2), "events": MORE_EVENTS},
     "matrix": {"manifold": georeg.CustomMetric(spd), "events": MORE_EVENTS},
@@ -130,6 +131,42 @@ def test_the_scaled_chart_is_geoopts(radius):
     torch.testing.assert_close(ours.inner(z, z, z), theirs.inner(z, z, z, keepdim=True).squeeze(-1), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("curvature", [-0.25, -4.0])
+def test_the_poincare_ball_is_geoopts_and_an_isometry_onto_the_hyperboloid(curvature):
+    theirs = geoopt.PoincareBall(c=torch.tensor(-curvature, dtype=torch.float64))
+    ours = georeg.SphereStereographic(curvature=curvature)
+    noise = points(50) * 0.6 * ours.radius
+    z = ours.projx(noise)
+    torch.testing.assert_close(z, theirs.projx(noise), rtol=1e-12, atol=0)
+    assert (z != noise).any()
+    torch.testing.assert_close(ours.conformal_factor(z), theirs.lambda_x(z), rtol=1e-9, atol=0)
+    torch.testing.assert_close(ours.sharp(z, noise), theirs.egrad2rgrad(z, noise), rtol=1e-9, atol=0)
+    z = z[ours.conformal_factor(z) < 20]
+    x = ours.to_ambient(z)
+    torch.testing.assert_close(x, theirs.inv_sproj(z), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.from_ambient(x), z, rtol=1e-9, atol=1e-12)
+    J = ambient_jacobian(ours, z)
+    minkowski = torch.diag(torch.tensor([1.0, 1, 1, 1, -1], dtype=torch.float64))
+    G = torch.diag_embed((ours.conformal_factor(z) ** 2)[:, None].expand_as(z))
+    torch.testing.assert_close(J.mT @ minkowski @ J, G, rtol=1e-9, atol=1e-9)
+
+
+def test_the_poincare_ball_refuses_what_is_outside():
+    ball = georeg.SphereStereographic(curvature=-0.25)
+    inside = torch.tensor([[1.99, 0.0]])
+    ball.check_point(inside)
+    for bad in (torch.tensor([[2.0, 0.0]]), inside * float("nan")):
+        with pytest.raises(ValueError, match=r"f\(x\): got a point of norm .* inside the Poincaré ball"):
+            georeg.spectral_moments(lambda x, bad=bad: x * 0 + bad, inside, codomain=ball)
+    with pytest.raises(ValueError, match="off the hyperboloid"):
+        ball.from_ambient(-ball.to_ambient(inside))
+    zero = torch.zeros(1, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ball.projx(zero).sum(), zero)
+    assert (gradient == 1).all()
+    half = ball.projx(torch.full((1, 2), 5.0).bfloat16())
+    ball.check_point(half)
+
+
 def test_the_unit_charts_metric_is_not_the_scaled_ones():
     """Eq. 2's chart with Eq. 3's metric, as the paper prints them, is no isometry unless r = 1."""
     z = points()
@@ -177,6 +214,10 @@ def test_sphere_at_the_poles_the_origin_and_antipodes():
         (lambda: georeg.Sphere(float("nan")), ValueError, "radius: got nan"),
         (lambda: georeg.SphereStereographic(-1.0), ValueError, "radius: got -1.0"),
         (lambda: georeg.SphereStereographic(chart="polar"), ValueError, "chart: got 'polar'"),
+        (lambda: georeg.SphereStereographic(curvature=0.0), ValueError, "curvature: got 0.0"),
+        (lambda: georeg.SphereStereographic(curvature=float("nan")), ValueError, "curvature: got nan"),
+        (lambda: georeg.SphereStereographic(1.0, curvature=1.0), ValueError, "one of the two"),
+        (lambda: georeg.SphereStereographic(curvature=-1.0, chart="unit"), ValueError, "chart: got 'unit'"),
         (lambda: georeg.CustomMetric(3), TypeError, "fn: got int"),
         (lambda: georeg.CustomMetric(lambda x: 1.0).flat(points(), points()), TypeError, "fn: returned float"),
         (lambda: georeg.CustomMetric(lambda x: x[:, :2]).flat(points(), points()), ValueError, "fn: returned shape"),
