@@ -5,7 +5,7 @@ from georeg.estimators import Estimator, Exact, Hutchinson
 from georeg.functionals import Estimate, jackknife
 from georeg.geodesics import lerp, slerp
 from georeg.linearize import Linearization, linearize, linearize_graph
-from georeg.manifolds import CustomMetric, Euclidean, Manifold, Sphere, SphereStereographic
+from georeg.manifolds import CustomMetric, Euclidean, Manifold, Product, Sphere, SphereStereographic
 from georeg.moments import SpectralMoments
 from georeg.registry import register
 from georeg.regularizer import IsometryLoss, LossOutput
@@ -24,6 +24,7 @@ __all__ = [
     "Linearization",
     "LossOutput",
     "Manifold",
+    "Product",
     "SpectralMoments",
     "Sphere",
     "SphereStereographic",
