@@ -1,1 +1,32 @@
 """Isometric Diffusion: the regularisers of georeg on diffusion models, from training to scores."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from georeg_diffusion.bundle import Bundle, load
+    from georeg_diffusion.h_space import HSpace
+    from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
+    from georeg_diffusion.schedule import IsometryGate
+
+# Imported on first use: the command line must show its help without loading torch.
+_HOMES = {
+    "Bundle": "bundle",
+    "HSpace": "h_space",
+    "IsometricDiffusionLoss": "objective",
+    "IsometryGate": "schedule",
+    "ObjectiveOutput": "objective",
+    "load": "bundle",
+}
+
+__all__ = ["Bundle", "HSpace", "IsometricDiffusionLoss", "IsometryGate", "ObjectiveOutput", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'georeg_diffusion' has no attribute {name!r}")
+    return getattr(import_module(f"georeg_diffusion.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

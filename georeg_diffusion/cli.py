@@ -1,0 +1,75 @@
+"""The command line: a thin shell over the functions of the package; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import NoReturn
+
+_NEEDED = ("typer", "rich", "yaml", "diffusers", "accelerate", "sklearn", "matplotlib", "PIL")
+
+
+def _refuse_without_extra() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"georeg-diffusion needs {', '.join(missing)}: pip install 'georeg[diffusion]'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())))
+    raise SystemExit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130 interrupted."""
+    _refuse_without_extra()
+    from georeg_diffusion.errors import RunError, UsageError
+
+    app = build()
+    try:
+        app(args=arguments, prog_name="georeg-diffusion")
+    except UsageError as error:
+        _stop(str(error), 2)
+    except RunError as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; run the same command again to go on from the last checkpoint", 130)
+
+
+def build():  # type: ignore[no-untyped-def]  # typer.Typer, which is only importable with the extra
+    """The Typer application."""
+    import typer
+
+    from georeg_diffusion.options import as_command
+    from georeg_diffusion.training.config import TrainConfig
+
+    # --max_train_steps, as diffusers' scripts spell it, is accepted too.
+    settings = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+    app = typer.Typer(
+        help="Train and study diffusion models whose latent space is close to a scaled isometry.",
+        context_settings=settings,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def _group() -> None:
+        """Train and study diffusion models whose latent space is close to a scaled isometry."""
+
+    def train(config: TrainConfig) -> None:
+        from georeg_diffusion.training.run import run
+
+        run(config)
+
+    app.command("train", context_settings=settings)(as_command(TrainConfig, train))
+    return app
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scores of a diffusion model, one a file."""

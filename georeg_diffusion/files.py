@@ -1,0 +1,41 @@
+"""Writing files so that an interruption leaves the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A scratch path beside ``target`` that takes its place, file or folder, once the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.stem}.partial{target.suffix}")
+    _remove(scratch)
+    yield scratch
+    if scratch.is_dir() and target.exists():
+        old = target.with_name(f".{target.name}.old")
+        _remove(old)
+        os.replace(target, old)
+        os.replace(scratch, target)
+        _remove(old)
+    else:
+        os.replace(scratch, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(target) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")

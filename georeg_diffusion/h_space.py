@@ -1,0 +1,162 @@
+"""The h-space of a denoising network, by hooks: early exit, and capture from a forward pass of your own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import georeg
+from georeg.linearize.base import differentiable_attention
+from georeg.random import Generator
+from georeg.regularizer import Regularizer
+from georeg_diffusion.backbones import backbone_of
+
+
+class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encoder is done)
+    pass
+
+
+class Capture:
+    """What a captured forward pass left behind: x_t, h, and the graph between them.
+
+    Attributes:
+        x: the network's input, a tensor that requires grad.
+        h: the h-space feature computed from it.
+    """
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+        self._h: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        if self._x is None:
+            raise RuntimeError("x: the network has not run inside `with HSpace(network).capture()` yet")
+        return self._x
+
+    @property
+    def h(self) -> Tensor:
+        if self._h is None:
+            raise RuntimeError("h: the network has not run inside `with HSpace(network).capture()` yet")
+        return self._h
+
+    def isometry(
+        self, loss: Regularizer | None = None, *, groups: Tensor | None = None, generator: Generator = None, **options: Any
+    ) -> georeg.LossOutput:
+        """The isometry loss of the encoder x_t ↦ h, from this very forward pass.
+
+        Args:
+            loss: a georeg loss that you keep (needed for ``momentum``); by default a new
+                ``georeg.IsometryLoss(domain=georeg.Sphere(), normalize=True, **options)``.
+            groups: labels ``(B,)`` such as timestep bins, see :class:`georeg.IsometryLoss`.
+            generator: seeds the probes.
+            **options: arguments of :class:`georeg.IsometryLoss`, such as ``domain`` and ``estimator``.
+        """
+        if loss is None:
+            loss = georeg.IsometryLoss(**{"domain": georeg.Sphere(), "normalize": True, **options})
+        elif options:
+            raise TypeError(f"loss: got a loss and the options {sorted(options)}, expected one or the other")
+        return loss.of_graph(self.x, self.h, groups, generator=generator)
+
+
+class HSpace:
+    """The map x_t ↦ h inside a denoising network.
+
+    Args:
+        network: any module called as ``network(sample, timestep, **conditioning)``.
+        at: dotted name of the submodule whose output is h; None takes the family's default, the middle
+            block of a U-Net.
+
+    Hooks live only inside ``encode`` and ``capture`` and are removed after an exception too.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion._compat import diffusers
+        >>> from georeg_diffusion import HSpace
+        >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
+        ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
+        ...     up_block_types=("UpBlock2D",) * 2)
+        >>> x, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
+        >>> HSpace(unet).encode(x, t).shape
+        torch.Size([2, 16, 4, 4])
+        >>> with HSpace(unet).capture() as c:
+        ...     prediction = unet(x, t).sample
+        >>> c.isometry().loss.requires_grad
+        True
+    """
+
+    def __init__(self, network: nn.Module, at: str | None = None) -> None:
+        self.network = network
+        if at is None:
+            self.module = backbone_of(network).h_module(network)
+        else:
+            names = [name for name, _ in network.named_modules() if name]
+            if at not in names:
+                raise ValueError(
+                    f"at: got {at!r}, expected the name of a submodule of {type(network).__name__}, such as "
+                    f"{', '.join(name for name in names if '.' not in name)}"
+                )
+            self.module = network.get_submodule(at)
+
+    def encode(self, x_t: Tensor, t: Tensor | int, **conditioning: Any) -> Tensor:
+        """h ``(B, ...)`` at x_t ``(B, ...)``; nothing behind the h-space module runs."""
+        reached: list[Tensor] = []
+
+        def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+            reached.append(_feature(output))
+            raise _Reached
+
+        handle = self.module.register_forward_hook(stop)
+        try:
+            self.network(x_t, t, **conditioning)
+        except _Reached:
+            return reached[0]
+        finally:
+            handle.remove()
+        raise RuntimeError("at: the network ran to its end without passing the h-space module; name another with at=")
+
+    @contextmanager
+    def capture(self) -> Iterator[Capture]:
+        """Keep x_t and h of the network's next forward passes (the last one counts), with the graph between them.
+
+        Until h is reached attention runs as plain matrix products, because fused kernels have no second
+        derivative; behind it, whatever the model uses.
+        """
+        captured = Capture()
+        parameter = next(iter(inspect.signature(self.network.forward).parameters))
+        with ExitStack() as hooks, ExitStack() as attention:
+
+            def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+                if not torch.is_grad_enabled():
+                    raise RuntimeError("capture: gradients are off (no_grad or inference_mode), expected them on")
+                sample = args[0] if args else kwargs[parameter]
+                captured._x = sample if sample.requires_grad else sample.detach().requires_grad_()
+                captured._h = None
+                attention.enter_context(differentiable_attention())
+                return ((captured._x, *args[1:]), kwargs) if args else (args, {**kwargs, parameter: captured._x})
+
+            def reach(_module: nn.Module, _args: Any, output: Any) -> None:
+                # A recomputation by gradient checkpointing passes here again, during backward: it is not a new h.
+                if captured._h is None:
+                    captured._h = _feature(output)
+                    attention.close()
+
+            for handle in (
+                self.network.register_forward_pre_hook(enter, with_kwargs=True),
+                self.module.register_forward_hook(reach),
+            ):
+                hooks.callback(handle.remove)
+            yield captured
+
+
+def _feature(output: Any) -> Tensor:
+    """The tensor of a submodule's output, the first of a tuple."""
+    feature = output[0] if isinstance(output, tuple) else output
+    if not isinstance(feature, Tensor):
+        raise TypeError(f"at: the h-space module returned {type(feature).__name__}, expected a tensor")
+    return feature

@@ -1,0 +1,162 @@
+"""One frozen dataclass per command: its fields are the Typer options, the YAML keys and the record of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, asdict, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+import yaml
+
+from georeg_diffusion.errors import UsageError
+
+C = TypeVar("C")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    panel: str = "Options",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that is an option, with its help, its panel in ``--help`` and its allowed values."""
+    metadata = {"help": help, "panel": panel, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=metadata)
+
+
+def flag_of(name: str) -> str:
+    """``max_train_steps`` → ``--max-train-steps``."""
+    return "--" + name.replace("_", "-")
+
+
+def _optional(annotation: Any) -> tuple[Any, bool]:
+    """The type behind ``T | None``, and whether None is allowed."""
+    arguments = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
+    return (arguments[0], True) if arguments and type(None) in annotation.__args__ else (annotation, False)
+
+
+def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
+    """A function whose Typer signature has one option per field of ``config``, plus ``--config``."""
+    hints = get_type_hints(config)
+
+    def command(context: typer.Context, **given: Any) -> None:
+        typed = {name: value for name, value in given.items() if name != "config" and _was_typed(context, name)}
+        run(resolve(config, given["config"], typed))
+
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None,
+                typer.Option("--config", help="YAML file with the same keys; the command line wins.", metavar="FILE.yaml"),
+            ],
+        ),
+    ]
+    for entry in fields(config):
+        inner, _ = _optional(hints[entry.name])
+        names = [flag_of(entry.name)]
+        if inner is bool:
+            names = [f"{flag_of(entry.name)}/--no-{entry.name.replace('_', '-')}"]
+        annotation = Literal[entry.metadata["choices"]] if entry.metadata["choices"] else hints[entry.name]
+        parameters.append(
+            inspect.Parameter(
+                entry.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=entry.default,
+                annotation=Annotated[
+                    annotation,
+                    typer.Option(*names, help=entry.metadata["help"], rich_help_panel=entry.metadata["panel"]),
+                ],
+            )
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__doc__ = config.__doc__
+    return command
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def resolve(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
+    """Defaults, then the file, then what was typed.
+
+    Raises:
+        UsageError: a file that cannot be read, a key that is not known, or a value of the wrong kind or range.
+    """
+    known = {entry.name: entry for entry in fields(config)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    if file is not None:
+        for key, value in _read_yaml(file).items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise UsageError(f"{file}: unknown key {key!r}; known are {', '.join(known)}")
+            values[name] = value
+    values.update(given)
+    hints = get_type_hints(config)
+    checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
+    return config(**checked)
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"--config: cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: {file} is not YAML: {str(error).splitlines()[0]}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {file} holds a {type(content).__name__}, expected keys and values, as in `seed: 0`")
+    return content
+
+
+def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
+    """A value of the field's type and range."""
+    inner, optional = _optional(annotation)
+    flag = flag_of(entry.name)
+    if value is None:
+        if optional:
+            return None
+        raise UsageError(f"{flag}: got nothing, expected {inner.__name__}")
+    wrong = UsageError(f"{flag}: got {value!r}, expected {inner.__name__}")
+    if inner is Path:
+        if not isinstance(value, (str, Path)):
+            raise wrong
+        value = Path(value)
+    elif inner is bool:
+        if not isinstance(value, bool):
+            raise wrong
+    elif inner in (int, float):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if isinstance(value, bool) or (inner is int and not number.is_integer()):
+            raise wrong
+        value = inner(number) if inner is float else int(value)
+    elif not isinstance(value, str):
+        raise wrong
+    choices, low, high = entry.metadata["choices"], entry.metadata["minimum"], entry.metadata["maximum"]
+    if choices and value not in choices:
+        raise UsageError(f"{flag}: got {value!r}, expected one of {', '.join(choices)}")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"at least {low}" if high is None else f"a number from {low} to {high}"
+        raise UsageError(f"{flag}: got {value}, expected {bounds}")
+    return value
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """The configuration as YAML and JSON can hold it."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}

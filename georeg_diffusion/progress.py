@@ -1,0 +1,72 @@
+"""Progress on the terminal: a bar with its remaining time for everything that lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+console = Console(soft_wrap=True)
+
+
+@contextmanager
+def progress(description: str, total: int, *, completed: int = 0, enabled: bool = True) -> Iterator[Bar]:
+    """A bar that counts to ``total``; where there is no terminal, a line every 10 % of the way."""
+    if not enabled:
+        yield Bar(None, description, total, completed, quiet=True)
+        return
+    if not console.is_terminal:
+        yield Bar(None, description, total, completed)
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console) as display:
+        yield Bar(display, description, total, completed)
+
+
+class Bar:
+    """Counts steps; see :func:`progress`."""
+
+    def __init__(
+        self, display: Progress | None, description: str, total: int, completed: int, *, quiet: bool = False
+    ) -> None:
+        self.display, self.description, self.total, self.completed, self.quiet = (
+            display,
+            description,
+            total,
+            completed,
+            quiet,
+        )
+        self.task = display.add_task(description, total=total, completed=completed, note="") if display else None
+
+    def advance(self, note: str | None = None) -> None:
+        """One step further, with an optional remark beside the bar."""
+        self.completed += 1
+        self._note = self._note if note is None else note
+        if self.display is not None and self.task is not None:
+            self.display.update(self.task, advance=1, note=self._note)
+        elif not self.quiet and (self.completed * 10) // self.total > ((self.completed - 1) * 10) // self.total:
+            console.print(f"{self.description}: {self.completed}/{self.total}  {self._note}".rstrip())
+
+    def note(self, text: str) -> None:
+        """Change the remark beside the bar."""
+        self._note = text
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate with a bar."""
+    with progress(description, total, enabled=total > 1) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -1,0 +1,124 @@
+"""The pictures of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import georeg
+from georeg_diffusion.bundle import Bundle
+from georeg_diffusion.files import replacing
+from georeg_diffusion.sampling.ddim import ddim_sample
+
+COLORS = {"pretrained": "0.55", "base": "#0072B2", "isometric": "#D55E00"}
+TITLES = {"base": "base (λ = 0)", "isometric": "isometric"}
+
+
+def _figure(*args: Any, **kwargs: Any) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(*args, layout="constrained", **kwargs)
+
+
+def _save(figure: Any, target: Path) -> None:
+    with replacing(target) as scratch:
+        figure.savefig(scratch, dpi=160)
+
+
+def tiled(pixels: Tensor, columns: int, *, gap: int = 1) -> np.ndarray:
+    """Images ``(N, C, H, W)`` in [−1, 1] as one picture ``(H', W', 3)`` in [0, 1], white between them."""
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    values = ((pixels.float().cpu() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, max(channels, 3))
+    for i in range(count):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = values[i]
+    return sheet.numpy()
+
+
+def samples(models: dict[str, Bundle], target: Path, *, seed: int, num_steps: int, device: Any, rows: int = 4) -> None:
+    """Samples of each model from the same noise, one model above the other."""
+    columns = 16
+    panels = {}
+    for name, bundle in models.items():
+        noise = torch.randn(rows * columns, *bundle.sample_shape, generator=torch.Generator().manual_seed(seed + 1))
+        panels[name] = tiled(ddim_sample(bundle, noise.to(device), num_steps), columns)
+    figure = _figure(figsize=(8, 2.3 * len(panels) + 0.3))
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (name, sheet) in zip(axes, panels.items(), strict=True):
+        ax.imshow(sheet, interpolation="nearest")
+        ax.set_title(TITLES.get(name, name), loc="left", fontsize=11)
+        ax.set_axis_off()
+    figure.suptitle(f"Samples from the same noise, {num_steps} DDIM steps", fontsize=12)
+    _save(figure, target)
+
+
+def interpolation(
+    models: dict[str, Bundle], target: Path, *, seed: int, num_steps: int, device: Any, pairs: int = 4, frames: int = 13
+) -> None:
+    """Slerp rows, one model above the other between the same noise, and how far adjacent frames are apart."""
+    fractions = torch.linspace(0, 1, frames)
+    strips: dict[str, Tensor] = {}
+    for name, bundle in models.items():
+        ends = torch.randn(2, pairs, *bundle.sample_shape, generator=torch.Generator().manual_seed(seed + 2))
+        path = georeg.slerp(ends[0], ends[1], fractions)
+        strips[name] = ddim_sample(bundle, path.flatten(0, 1).to(device), num_steps).cpu().unflatten(0, (frames, pairs))
+    names = list(strips)
+    figure = _figure(figsize=(11, 1.05 * pairs * len(names) * 0.62 + 1.1))
+    axes = figure.subplots(pairs, 2, width_ratios=(3.2, 1), squeeze=False)
+    for row in range(pairs):
+        sheet = tiled(torch.cat([strips[name][:, row] for name in names]), frames)
+        ax = axes[row, 0]
+        ax.imshow(sheet, interpolation="nearest")
+        height = sheet.shape[0] / len(names)
+        ax.set_yticks([height * (i + 0.5) for i in range(len(names))], names, fontsize=9)
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        for side in ax.spines.values():
+            side.set_visible(False)
+        plot = axes[row, 1]
+        for name in names:
+            steps = (strips[name][1:, row] - strips[name][:-1, row]).flatten(1).norm(dim=1)
+            plot.plot((fractions[1:] + fractions[:-1]) / 2, steps, "o-", ms=3, lw=1.2, color=COLORS.get(name), label=name)
+        plot.set_ylim(bottom=0)
+        plot.set_xlim(0, 1)
+        plot.tick_params(labelsize=8)
+        plot.grid(alpha=0.25)
+        if row == 0:
+            plot.set_title("distance between adjacent frames (L2)", fontsize=9)
+            plot.legend(fontsize=8, frameon=False)
+        if row < pairs - 1:
+            plot.set_xticklabels([])
+        else:
+            plot.set_xlabel("position on the slerp", fontsize=9)
+    figure.suptitle(f"Spherical interpolation of the noise, same end points, {num_steps} DDIM steps", fontsize=12)
+    _save(figure, target)
+
+
+def losses(logs: dict[str, list[dict[str, Any]]], target: Path) -> None:
+    """Denoising loss and normalised isometry loss against steps, for each phase."""
+    figure = _figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    before = max((entry["step"] for entry in logs.get("pretrained", [])), default=0)
+    for name, entries in logs.items():
+        if not entries:
+            continue
+        offset = 0 if name == "pretrained" else before
+        steps = [entry["step"] + offset for entry in entries]
+        left.plot(steps, [entry["denoising"] for entry in entries], color=COLORS.get(name), label=TITLES.get(name, name))
+        gated = [(s, e["functional"]) for s, e in zip(steps, entries, strict=True) if e["functional"] > 0]
+        if gated:
+            right.plot(*zip(*gated, strict=True), color=COLORS.get(name), label=TITLES.get(name, name))
+    left.set(title="Denoising loss (training batches)", xlabel="optimiser step", ylabel="mean-squared error", yscale="log")
+    right.set(title="Isometry loss of the gated samples", xlabel="optimiser step", ylabel="normalised ratio, 1 is perfect")
+    right.axhline(1, color="0.4", lw=0.8, ls="--")
+    for ax in (left, right):
+        ax.grid(alpha=0.25)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(frameon=False)
+    _save(figure, target)

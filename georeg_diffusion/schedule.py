@@ -1,0 +1,88 @@
+"""What follows from the noise schedule: noised samples, training targets, the gate, the sphere's radius.
+
+All of it is decided on the host, from the timesteps before they move to a device: no synchronisation, and
+the whole objective runs on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IsometryGate:
+    """λ_iso(p, t) = λ·1[t > pT] (Eq. 7): which samples pay for the isometry term, and how much it weighs.
+
+    Args:
+        weight: λ ≥ 0, for the *normalised* loss, whose perfect value is 1.
+        skip: p in [0, 1], the share of timesteps, counted from clean data, that is left alone. There the
+            samples are not near a sphere.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion import IsometryGate
+        >>> IsometryGate(skip=0.5).open(torch.tensor([0, 500, 501, 999]), 1000)
+        tensor([False, False,  True,  True])
+    """
+
+    weight: float = 1e-2
+    skip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight: got {self.weight}, expected λ ≥ 0")
+        if not 0 <= self.skip <= 1:
+            raise ValueError(f"skip: got {self.skip}, expected the share p of timesteps in [0, 1]")
+
+    def open(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor:
+        """1[t > pT] for each sample ``(B,)``, T = num_train_timesteps."""
+        return timesteps > self.skip * num_train_timesteps
+
+
+def alphas_cumprod(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """ᾱ_t of each timestep ``(B,)``, float64 on the host."""
+    table: Tensor = scheduler.alphas_cumprod
+    return table.double().cpu()[timesteps.cpu()]
+
+
+def sphere_radius(n: int, alpha_bar: float | Tensor) -> Tensor:
+    """r_t = √(1−ᾱ_t)·E[χ(n)], the radius near which noised samples of n numbers concentrate (Sec. 3.1).
+
+    E[χ(n)] = √2 Γ((n+1)/2)/Γ(n/2), by log-gamma; ≈ √n.
+
+    Example:
+        >>> round(float(sphere_radius(1, 0.0)), 6)      # E|N(0, 1)| = √(2/π)
+        0.797885
+    """
+    mean_chi = math.sqrt(2) * math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2))
+    return mean_chi * (1 - torch.as_tensor(alpha_bar, dtype=torch.float64)).sqrt()
+
+
+def _per_sample(coefficient: Tensor, like: Tensor) -> Tensor:
+    return coefficient.to(device=like.device, dtype=like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def noised(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t = √ᾱ_t x₀ + √(1−ᾱ_t) ε (Sec. 2.1).
+
+    diffusers' ``add_noise`` moves the scheduler's tables to the samples' device for good; this does not.
+    """
+    return _per_sample(alpha_bar.sqrt(), x0) * x0 + _per_sample((1 - alpha_bar).sqrt(), x0) * noise
+
+
+def training_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """What the network is asked to predict: ε, x₀, or v = √ᾱ ε − √(1−ᾱ) x₀."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x0
+    if prediction_type == "v_prediction":
+        return _per_sample(alpha_bar.sqrt(), x0) * noise - _per_sample((1 - alpha_bar).sqrt(), x0) * x0
+    raise ValueError(
+        f"prediction_type: the scheduler says {prediction_type!r}, expected 'epsilon', 'sample' or 'v_prediction'"
+    )

@@ -1,0 +1,1 @@
+"""Training: configuration, phases, checkpoints, and the main job."""

@@ -1,0 +1,130 @@
+"""Everything that `train` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from georeg_diffusion.options import option
+
+_DATA, _MODEL, _STEPS = "Data", "Model", "Length and optimiser"
+_ISOMETRY, _OUTPUT, _MACHINE = "Isometry", "Output, checkpoints and resume", "Machine"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an isometric diffusion model.
+
+    Without arguments (or with --with-baseline) this is the whole comparison: it trains a small DDPM on scikit-learn's
+    digits, continues it twice from the same weights with the same data order, once without and once with the isometry
+    loss, scores both and writes pictures. Given data or a model it trains the isometric model alone.
+
+    To resume an interrupted run, run the same command again; a finished run prints its table.
+    """
+
+    train_data_dir: Path | None = option(
+        None, "Folder of images, searched through. Default: scikit-learn's digits.", panel=_DATA
+    )
+    resolution: int | None = option(
+        None,
+        "Height and width of the training images. Default: the model's, or 16 for digits and 32 for a folder.",
+        panel=_DATA,
+        minimum=2,
+    )
+    center_crop: bool = option(False, "Crop the centre instead of a random window.", panel=_DATA)
+    random_flip: bool | None = option(
+        None, "Flip each image left to right with probability 1/2. Default: on for a folder, off for digits.", panel=_DATA
+    )
+    strict: bool = option(False, "Refuse a folder with an unreadable image instead of skipping it.", panel=_DATA)
+    dataloader_num_workers: int = option(0, "Processes that load images.", panel=_DATA, minimum=0)
+
+    pretrained_model_name_or_path: str | None = option(
+        None, "Model to continue: a diffusers folder or hub id. Default: train one first, or start afresh.", panel=_MODEL
+    )
+    model_config_name_or_path: Path | None = option(
+        None, "config.json of a UNet2DModel to train from scratch.", panel=_MODEL
+    )
+    ddpm_num_steps: int = option(1000, "Timesteps T of a new model's noise schedule.", panel=_MODEL, minimum=2)
+    ddpm_beta_schedule: str = option(
+        "linear",
+        "Noise schedule of a new model.",
+        panel=_MODEL,
+        choices=("linear", "scaled_linear", "squaredcos_cap_v2"),
+    )
+    prediction_type: str = option(
+        "epsilon", "What a new model predicts.", panel=_MODEL, choices=("epsilon", "sample", "v_prediction")
+    )
+
+    with_baseline: bool | None = option(
+        None, "Train base and isometric from the same weights and compare. Default: on without data or model.", panel=_STEPS
+    )
+    num_epochs: int = option(10, "Passes over the data, where --max-train-steps is not given.", panel=_STEPS, minimum=1)
+    max_train_steps: int | None = option(
+        None, "Optimiser steps, for each phase. Default for the digits comparison: 1000 and 350.", panel=_STEPS, minimum=1
+    )
+    train_batch_size: int = option(64, "Images per step and process.", panel=_STEPS, minimum=1)
+    gradient_accumulation_steps: int = option(1, "Micro-batches per optimiser step.", panel=_STEPS, minimum=1)
+    learning_rate: float = option(
+        1e-4, "Adam's step size (phase 1 of the comparison: ten times this).", panel=_STEPS, minimum=0
+    )
+    lr_scheduler: str = option(
+        "constant",
+        "Course of the step size.",
+        panel=_STEPS,
+        choices=("constant", "constant_with_warmup", "linear", "cosine"),
+    )
+    lr_warmup_steps: int = option(0, "Steps of linear warm-up.", panel=_STEPS, minimum=0)
+    adam_beta1: float = option(0.9, "Adam's β₁.", panel=_STEPS, minimum=0, maximum=1)
+    adam_beta2: float = option(0.999, "Adam's β₂.", panel=_STEPS, minimum=0, maximum=1)
+    adam_weight_decay: float = option(0.0, "Decoupled weight decay (AdamW) where above 0.", panel=_STEPS, minimum=0)
+    adam_epsilon: float = option(1e-8, "Adam's ε.", panel=_STEPS, minimum=0)
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm; 0 leaves it.", panel=_STEPS, minimum=0)
+    use_ema: bool = option(True, "Average the weights; the average is what is saved.", panel=_STEPS)
+    ema_max_decay: float = option(0.9999, "Largest decay of the average.", panel=_STEPS, minimum=0, maximum=1)
+    ema_inv_gamma: float = option(1.0, "Inverse gamma of the average's warm-up.", panel=_STEPS, minimum=0)
+    ema_power: float = option(0.75, "Power of the average's warm-up.", panel=_STEPS, minimum=0)
+
+    lambda_iso: float = option(
+        1e-2, "λ, the weight of the normalised isometry loss (perfect: 1).", panel=_ISOMETRY, minimum=0
+    )
+    isometry_skip: float = option(
+        0.5,
+        "p, the share of timesteps from clean data on that is left alone: the loss acts at t > pT.",
+        panel=_ISOMETRY,
+        minimum=0,
+        maximum=1,
+    )
+    metric: str = option(
+        "sphere",
+        "Metric of the noise space.",
+        panel=_ISOMETRY,
+        choices=("sphere", "stereographic", "stereographic-flat", "ambient", "isodiff"),
+    )
+    normalize: bool = option(True, "Multiply the ratio by d, so that 1 is perfect.", panel=_ISOMETRY)
+    num_probes: int = option(1, "Random probes per sample.", panel=_ISOMETRY, minimum=1)
+    estimator: str = option("hutchinson", "Trace estimator.", panel=_ISOMETRY, choices=("hutchinson", "exact"))
+    timestep_bins: int = option(
+        20, "Bins of t within which expectations are pooled; 0 pools over all t.", panel=_ISOMETRY, minimum=0
+    )
+    momentum: float = option(
+        0.9, "Decay of the bins' running means; 0 keeps none.", panel=_ISOMETRY, minimum=0, maximum=0.9999
+    )
+    scope: str = option(
+        "global", "Expectations over all processes, or over each one's batch.", panel=_ISOMETRY, choices=("global", "batch")
+    )
+    isometry_every: int = option(1, "Apply the loss at every k-th step, with weight k.", panel=_ISOMETRY, minimum=1)
+    h_module: str | None = option(
+        None, "Name of the submodule whose output is h. Default: the middle block.", panel=_ISOMETRY
+    )
+
+    output_dir: Path = option(Path("outputs/digits"), "Where everything is written.", panel=_OUTPUT)
+    overwrite_output_dir: bool = option(False, "Delete what an earlier run left in the output folder.", panel=_OUTPUT)
+    checkpointing_steps: int = option(500, "Optimiser steps between checkpoints.", panel=_OUTPUT, minimum=1)
+    checkpoints_total_limit: int = option(1, "Checkpoints kept per phase.", panel=_OUTPUT, minimum=1)
+    logging_steps: int = option(25, "Optimiser steps between log entries.", panel=_OUTPUT, minimum=1)
+    report_to: str = option("tensorboard", "Tracker beside log.jsonl.", panel=_OUTPUT, choices=("tensorboard", "none"))
+    evaluate: bool = option(True, "Score the models and draw the pictures at the end.", panel=_OUTPUT)
+
+    seed: int = option(0, "Seeds weights, data order, noise, timesteps, probes and flips.", panel=_MACHINE, minimum=0)
+    mixed_precision: str = option("no", "Precision of the network.", panel=_MACHINE, choices=("no", "fp16", "bf16"))
+    cpu: bool = option(False, "Stay on the CPU.", panel=_MACHINE)

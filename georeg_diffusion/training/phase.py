@@ -1,0 +1,256 @@
+"""One phase of training, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import georeg
+from georeg.registry import lookup
+from georeg_diffusion._compat import diffusers
+from georeg_diffusion.bundle import Bundle
+from georeg_diffusion.data.images import Draws, Images, TrainingOrder, draw_generators
+from georeg_diffusion.errors import RunError
+from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
+from georeg_diffusion.progress import console, progress
+from georeg_diffusion.schedule import IsometryGate
+from georeg_diffusion.training import checkpoint
+from georeg_diffusion.training.config import TrainConfig
+
+_MAX_BAD_STEPS = 10
+_WEAK = 1e-3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What distinguishes one phase of a run from another.
+
+    Attributes:
+        name: of its folder and in its log.
+        title: on its progress bar.
+        steps: optimiser steps.
+        learning_rate: Adam's step size.
+        lambda_iso: weight of the isometry term.
+    """
+
+    name: str
+    title: str
+    steps: int
+    learning_rate: float
+    lambda_iso: float
+
+
+def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> IsometricDiffusionLoss:
+    """The objective that a configuration describes."""
+    estimator = (
+        georeg.Hutchinson(config.num_probes) if config.estimator == "hutchinson" else lookup("estimator", config.estimator)()  # type: ignore[operator]
+    )
+    return IsometricDiffusionLoss(
+        bundle.network,
+        bundle.scheduler,
+        gate=IsometryGate(weight=lambda_iso, skip=config.isometry_skip),
+        normalize=config.normalize,
+        timestep_bins=config.timestep_bins,
+        scope="global" if config.scope == "global" else "batch",
+        momentum=config.momentum or None,
+        metric=config.metric,
+        estimator=estimator,
+        at=config.h_module,
+    )
+
+
+def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainConfig, phase: Phase, out: Path) -> Bundle:
+    """Train the bundle's network and save the (averaged) result in ``out/<phase.name>``.
+
+    Resumes from the newest checkpoint of the phase. Draw number n of the run always gets the same image, flip,
+    timestep, noise and probes, whatever the number of processes.
+    """
+    objective = make_objective(bundle, config, phase.lambda_iso)
+    optimizer_class = torch.optim.AdamW if config.adam_weight_decay else torch.optim.Adam
+    optimizer = optimizer_class(
+        objective.parameters(),
+        lr=phase.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+    processes, accumulate = accelerator.num_processes, config.gradient_accumulation_steps
+    schedule = diffusers.optimization.get_scheduler(
+        config.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=config.lr_warmup_steps * processes,
+        num_training_steps=phase.steps * processes,
+    )
+    average = None
+    if config.use_ema:
+        average = diffusers.training_utils.EMAModel(
+            list(bundle.network.parameters()),
+            decay=config.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=config.ema_inv_gamma,
+            power=config.ema_power,
+        )
+        average.to(accelerator.device)
+        accelerator.register_for_checkpointing(average)
+    prepared, optimizer, schedule = accelerator.prepare(objective, optimizer, schedule)
+    checkpoints = out / "checkpoints" / phase.name
+    start = checkpoint.resume(accelerator, checkpoints)
+    parameters = list(bundle.network.parameters())
+
+    draws_per_step = config.train_batch_size * accumulate * processes
+    order = TrainingOrder(len(images), config.seed, first=start * draws_per_step, stop=phase.steps * draws_per_step)
+    loader = accelerator.prepare_data_loader(
+        torch.utils.data.DataLoader(
+            Draws(images, config.seed),
+            sampler=order,
+            batch_size=config.train_batch_size,
+            num_workers=config.dataloader_num_workers,
+            persistent_workers=config.dataloader_num_workers > 0,
+            drop_last=True,
+        )
+    )
+    log = _Log(accelerator, out / "logs" / f"{phase.name}.jsonl", phase.name, start)
+    guard = _Guard(accelerator, objective)
+    prepared.train()
+    step, micro = start, 0
+    with progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process) as bar:
+        for batch in loader:
+            micro += 1
+            scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
+            with accelerator.accumulate(prepared):
+                out_ = prepared(
+                    batch["image"],
+                    generator=draw_generators(config.seed, batch["draw"].tolist()),
+                    isometry_scale=scale,
+                )
+                is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
+                ratio = gradient_ratio(out_, parameters) if is_logged and out_.gated and phase.lambda_iso else None
+                accelerator.backward(out_.loss)
+                norm = None
+                if accelerator.sync_gradients:
+                    limit = config.max_grad_norm or math.inf
+                    norm = accelerator.clip_grad_norm_(prepared.parameters(), limit)
+                if guard.is_sound(out_.loss, norm, step):
+                    optimizer.step()
+                    schedule.step()
+                optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            if average is not None:
+                average.step(parameters)
+            if is_logged or step == phase.steps:
+                entry = log.write(step, out_, norm, schedule.get_last_lr()[0], ratio)
+                isometry = f"  isometry {entry['functional']:.2f}" if out_.moments is not None else ""
+                bar.note(f"denoising {entry['denoising']:.4f}{isometry}")
+            if step % config.checkpointing_steps == 0 or step == phase.steps:
+                checkpoint.save(accelerator, checkpoints, step, keep=config.checkpoints_total_limit)
+            bar.advance()
+    if average is not None:
+        average.copy_to(parameters)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        bundle.save(out / phase.name)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+    return bundle
+
+
+def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:
+    """‖∇ isometry term‖ / ‖∇ denoising loss‖ on this process's batch: whether the term trains anything at all."""
+
+    def norm(loss: Tensor) -> Tensor:
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return torch.stack([g.detach().float().norm() for g in grads if g is not None]).norm()
+
+    return float(norm(out.isometry) / norm(out.denoising).clamp_min(torch.finfo(torch.float32).tiny))
+
+
+class _Guard:
+    """Skips steps with a non-finite loss or gradient, counts them, and stops after too many in a row."""
+
+    def __init__(self, accelerator: Any, objective: IsometricDiffusionLoss) -> None:
+        self.accelerator, self.objective, self.bad = accelerator, objective, 0
+
+    def is_sound(self, loss: Tensor, norm: Tensor | None, step: int) -> bool:
+        """Whether to take this step. All processes agree, since the clipped norm is of the averaged gradient."""
+        if norm is None:
+            return True
+        if math.isfinite(float(norm)):
+            self.bad = 0
+            return True
+        if self.accelerator.scaler is not None:
+            return True  # the gradient scaler skips it and lowers its scale
+        self.bad += 1
+        if self.bad >= _MAX_BAD_STEPS:
+            raise RunError(
+                f"{self.bad} steps in a row had a non-finite gradient, the last at step {step} with loss {float(loss):.4g}; "
+                "lower --learning-rate or --lambda-iso, or look for broken images (--strict)"
+            )
+        return False
+
+
+class _Log:
+    """log.jsonl and the trackers. On resume the log is cut back to the checkpoint's step."""
+
+    def __init__(self, accelerator: Any, file: Path, phase: str, start: int) -> None:
+        self.accelerator, self.file, self.phase = accelerator, file, phase
+        self.ratios: deque[float] = deque(maxlen=5)
+        self.has_warned = False
+        if accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_log(file) if line["step"] <= start]
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, out: ObjectiveOutput, norm: Tensor | None, lr: float, ratio: float | None) -> dict[str, Any]:
+        """Log one step of this process."""
+        entry: dict[str, Any] = {
+            "step": step,
+            "loss": out.loss.item(),
+            "denoising": out.denoising.item(),
+            "isometry": out.isometry.item(),
+            "functional": out.functional.item(),
+            "gated": out.gated,
+            "learning_rate": lr,
+            "gradient_norm": None if norm is None else float(norm),
+            "gradient_ratio": ratio,
+        }
+        if ratio is not None:
+            self._watch(ratio)
+        if self.accelerator.is_main_process:
+            with self.file.open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            numbers = {f"{self.phase}/{k}": v for k, v in entry.items() if k != "step" and v is not None}
+            self.accelerator.log(numbers, step=step)
+        return entry
+
+    def _watch(self, ratio: float) -> None:
+        self.ratios.append(ratio)
+        stays = len(self.ratios) == self.ratios.maxlen and max(self.ratios) < _WEAK
+        if stays and not self.has_warned and self.accelerator.is_main_process:
+            self.has_warned = True
+            console.print(
+                f"[yellow]Warning:[/] the isometry term's gradient is {max(self.ratios):.1e} of the denoising loss's: it "
+                "costs time and trains nothing. Raise --lambda-iso, or use --normalize (at the paper's 1e-4 on the "
+                "bare ratio this is expected)."
+            )
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The entries of a log; a last line that an interruption cut short is left out."""
+    entries = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries

@@ -1,0 +1,268 @@
+"""`georeg-diffusion train`: the phases of a run, its scores and its pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from georeg_diffusion._compat import diffusers
+from georeg_diffusion.backbones import backbone_of
+from georeg_diffusion.bundle import Bundle, load
+from georeg_diffusion.data.digits import Digits
+from georeg_diffusion.data.folder import ImageFolder
+from georeg_diffusion.data.images import Images
+from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.evaluation.classifier import train_classifier
+from georeg_diffusion.evaluation.scorecard import score
+from georeg_diffusion.files import replacing, write_json
+from georeg_diffusion.options import as_plain, flag_of
+from georeg_diffusion.progress import console
+from georeg_diffusion.report import pictures
+from georeg_diffusion.report.table import comparison
+from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.phase import Phase, read_log, train_phase
+
+_DIGITS_PRETRAINING, _DIGITS_STEPS = 1000, 350
+_PICTURE_STEPS = 20
+# These may differ when a run is taken up again: they do not change what is computed.
+_FREE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "dataloader_num_workers",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "logging_steps",
+    "report_to",
+    "evaluate",
+    "cpu",
+}
+
+
+def run(config: TrainConfig) -> None:
+    """Train what the configuration describes, or go on where it was interrupted, then score and draw it.
+
+    Raises:
+        UsageError: options that contradict each other, or an output folder of another run.
+        RunError: data or models that cannot be used.
+    """
+    out = config.output_dir
+    is_comparison = _is_comparison(config)
+    _claim(out, config)
+    if (out / "metrics.json").is_file():
+        _print_table(out)
+        return
+    accelerator = _accelerator(config)
+    torch.manual_seed(config.seed)
+    images = _images(config)
+    if accelerator.is_main_process:
+        with replacing(out / "config.yaml") as scratch:
+            scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
+    for phase in _phases(config, is_comparison, len(images), accelerator.num_processes):
+        if (out / phase.name / "model_index.json").is_file():
+            continue
+        train_phase(accelerator, _start(config, images, out, phase), images, config, phase, out)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        _conclude(config, images, out, accelerator.device, is_comparison)
+
+
+def _is_comparison(config: TrainConfig) -> bool:
+    if config.with_baseline is not None:
+        return config.with_baseline
+    return config.train_data_dir is None and config.pretrained_model_name_or_path is None
+
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Make sure that the output folder is new, empty, or this very run's."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--output-dir: {out} is a file, expected a folder")
+    record = out / "config.yaml"
+    if config.overwrite_output_dir:
+        if not (record.is_file() or not out.exists() or not any(out.iterdir())):
+            raise UsageError(
+                f"--overwrite-output-dir: {out} is not the folder of a run (no config.yaml in it); delete it yourself"
+            )
+        shutil.rmtree(out, ignore_errors=True)
+        return
+    if record.is_file():
+        try:
+            before = yaml.safe_load(record.read_text()) or {}
+        except (yaml.YAMLError, OSError) as error:
+            raise RunError(f"cannot read {record}: {error}; pass --overwrite-output-dir to start again") from error
+        now = as_plain(config)
+        changed = [name for name in now if name not in _FREE and now[name] != before.get(name, now[name])]
+        if changed:
+            differences = ", ".join(f"{flag_of(name)} {before[name]} → {now[name]}" for name in changed)
+            raise UsageError(
+                f"--output-dir: {out} holds another run ({differences}); choose another folder, repeat its options to "
+                "resume it, or pass --overwrite-output-dir to delete it"
+            )
+    elif out.is_dir() and any(entry for entry in out.iterdir() if not entry.name.startswith(".")):
+        raise UsageError(f"--output-dir: {out} is not empty and holds no run of ours; choose another folder")
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    folder = str(config.output_dir / "logs")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard" if config.report_to == "tensorboard" else None,
+        project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
+        cpu=config.cpu,
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:
+        raise RunError(
+            f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} process(es); on CPUs launch with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m georeg_diffusion train …"
+        )
+    if accelerator.is_main_process:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def _images(config: TrainConfig) -> Images:
+    model_size = None
+    channels = 3
+    if config.pretrained_model_name_or_path is not None:
+        pretrained = load(config.pretrained_model_name_or_path)
+        channels, model_size, _ = pretrained.sample_shape
+    if config.train_data_dir is None:
+        images: Images = Digits(config.resolution or model_size or 16, random_flip=bool(config.random_flip))
+    else:
+        folder = ImageFolder(
+            config.train_data_dir,
+            config.resolution or model_size or 32,
+            channels=channels,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip is not False,
+            strict=config.strict,
+        )
+        for file, reason in folder.skipped[:10]:
+            console.print(f"skipped {file}: {reason}", style="yellow", markup=False)
+        if folder.skipped:
+            console.print(f"{len(folder.skipped)} unreadable images skipped, {len(folder)} used", style="yellow")
+        images = folder
+    if channels != images.channels and config.pretrained_model_name_or_path is not None:
+        raise RunError(
+            f"--pretrained-model-name-or-path: the model has {channels} channels, the images of {images.name} have "
+            f"{images.channels}"
+        )
+    return images
+
+
+def _phases(config: TrainConfig, is_comparison: bool, num_images: int, processes: int) -> list[Phase]:
+    per_epoch = max(num_images // (config.train_batch_size * config.gradient_accumulation_steps * processes), 1)
+    rate, limit = config.learning_rate, config.max_train_steps
+    if not is_comparison:
+        return [Phase("isometric", "Training", limit or config.num_epochs * per_epoch, rate, config.lambda_iso)]
+    is_digits = config.train_data_dir is None
+    steps = limit or (_DIGITS_STEPS if is_digits else config.num_epochs * per_epoch)
+    first = limit or (_DIGITS_PRETRAINING if is_digits else config.num_epochs * per_epoch)
+    phases = [
+        Phase("base", "2/3 Continuing, λ = 0", steps, rate, 0.0),
+        Phase("isometric", f"3/3 Continuing, λ = {config.lambda_iso:g}", steps, rate, config.lambda_iso),
+    ]
+    if config.pretrained_model_name_or_path is None:
+        phases.insert(0, Phase("pretrained", "1/3 Training a DDPM", first, 10 * rate, 0.0))
+    return phases
+
+
+def _start(config: TrainConfig, images: Images, out: Path, phase: Phase) -> Bundle:
+    """The model that a phase begins from."""
+    if phase.name != "pretrained" and (out / "pretrained" / "model_index.json").is_file():
+        return load(out / "pretrained")
+    if config.pretrained_model_name_or_path is not None:
+        bundle = load(config.pretrained_model_name_or_path)
+    else:
+        torch.manual_seed(config.seed)
+        bundle = _new_model(config, images)
+    stride = backbone_of(bundle.network).stride(bundle.network)
+    if images.resolution % stride:
+        lower = images.resolution // stride * stride
+        raise UsageError(
+            f"--resolution: got {images.resolution}, expected a multiple of the network's stride {stride}, such as "
+            f"{lower or stride} or {lower + stride}"
+        )
+    return bundle
+
+
+def _new_model(config: TrainConfig, images: Images) -> Bundle:
+    schedule = diffusers.DDPMScheduler(
+        num_train_timesteps=config.ddpm_num_steps,
+        beta_schedule=config.ddpm_beta_schedule,
+        prediction_type=config.prediction_type,
+    )
+    if config.model_config_name_or_path is not None:
+        file = config.model_config_name_or_path
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            settings = json.loads(file.read_text())
+            network = diffusers.UNet2DModel.from_config(settings)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"--model-config-name-or-path: cannot build a UNet2DModel from {file}: {error}") from error
+        if network.config.in_channels != images.channels:
+            raise UsageError(
+                f"--model-config-name-or-path: the network has {network.config.in_channels} channels, the images have "
+                f"{images.channels}"
+            )
+        return Bundle(network, schedule)
+    # Small, since it is what a laptop trains in minutes; a larger one comes by --model-config-name-or-path.
+    network = diffusers.UNet2DModel(
+        sample_size=images.resolution,
+        in_channels=images.channels,
+        out_channels=images.channels,
+        layers_per_block=1,
+        block_out_channels=(32, 64, 64),
+        norm_num_groups=8,
+        attention_head_dim=16,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    return Bundle(network, schedule)
+
+
+def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_comparison: bool) -> None:
+    """Score the models, write the pictures, and metrics.json last: it marks the run as finished."""
+    names = ["base", "isometric"] if is_comparison else ["isometric"]
+    logs = {name: read_log(out / "logs" / f"{name}.jsonl") for name in ("pretrained", *names)}
+    pictures.losses(logs, out / "loss.png")
+    scores: dict[str, Any] = {}
+    classifier = None
+    if config.evaluate:
+        models = {name: load(out / name) for name in names}
+        for bundle in models.values():
+            bundle.network.to(device).eval()
+        if images.labels is not None:
+            classifier = train_classifier(images, seed=config.seed, device=device)
+        for name, bundle in models.items():
+            scores[name] = score(
+                bundle, images, seed=config.seed, title=name, features=classifier, at=config.h_module, device=device
+            )
+        pictures.samples(models, out / "samples.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
+        pictures.interpolation(models, out / "interpolation.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
+    notes = {"features": classifier.name if classifier else None, "lambda_iso": config.lambda_iso, "seed": config.seed}
+    write_json(out / "metrics.json", {"models": scores, **notes})
+    _print_table(out)
+
+
+def _print_table(out: Path) -> None:
+    record = json.loads((out / "metrics.json").read_text())
+    if record["models"]:
+        console.print(comparison(record["models"], f"{out}: scores (λ = {record['lambda_iso']:g}, seed {record['seed']})"))
+        if record["features"]:
+            console.print(f"Fréchet distance on {record['features']}; it is no FID.", style="dim")
+    console.print("\nLook at:")
+    for name in ("samples.png", "interpolation.png", "loss.png", "metrics.json", "base", "isometric"):
+        if (out / name).exists():
+            console.print(f"  {out / name}", highlight=False)
