@@ -49,3 +49,4 @@ def _import_diffusers() -> Any:
 
 repair_torchvision()
 diffusers: Any = _import_diffusers()
+diffusers.utils.logging.disable_progress_bar()  # one for each folder that is read

@@ -28,7 +28,7 @@ class Bundle:
         pipeline_class: the diffusers pipeline that it saves as.
     """
 
-    network: nn.Module
+    network: Any
     scheduler: Any
     codec: nn.Module | None = None
     conditioner: Any = None
@@ -82,7 +82,7 @@ def _load_pipeline(path: str) -> Bundle:
             f"cannot load {path}: {first_line} (a local folder needs its weights as .safetensors; a hub id needs the "
             "network or a filled HF_HOME cache)"
         ) from error
-    network = getattr(pipeline, "unet", None)
+    network: Any = getattr(pipeline, "unet", None)
     if type(network).__name__ not in _NETWORKS:
         raise RunError(
             f"cannot use {path}: its {type(pipeline).__name__} holds a {type(network).__name__}, expected a pipeline around "

@@ -41,13 +41,9 @@ class Bar:
     def __init__(
         self, display: Progress | None, description: str, total: int, completed: int, *, quiet: bool = False
     ) -> None:
-        self.display, self.description, self.total, self.completed, self.quiet = (
-            display,
-            description,
-            total,
-            completed,
-            quiet,
-        )
+        self.display, self.description, self.quiet = display, description, quiet
+        self.total, self.completed = total, completed
+        self._note = ""
         self.task = display.add_task(description, total=total, completed=completed, note="") if display else None
 
     def advance(self, note: str | None = None) -> None:

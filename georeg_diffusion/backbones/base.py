@@ -34,9 +34,9 @@ def backbone_of(network: Any) -> Backbone:
     """
     families = registered("backbone")
     for family in families.values():
-        backbone = family()  # type: ignore[operator]
+        backbone: Backbone = family()  # type: ignore[operator]
         if backbone.matches(network):
-            return backbone  # type: ignore[no-any-return]
+            return backbone
     raise TypeError(
         f"network: got {type(network).__name__}, whose h-space is not known (known: {', '.join(families)}); "
         "name the submodule yourself, as in HSpace(network, at='mid_block')"
