@@ -1,38 +1,59 @@
 """Geometry regularisation for PyTorch: pull any map towards a scaled isometry, right and fast."""
 
 from georeg import diagnostics
+from georeg.accumulate import accumulate
 from georeg.estimators import Estimator, Exact, Hutchinson
-from georeg.functionals import Estimate, jackknife
+from georeg.functionals import (
+    ConformalLoss,
+    ContractiveLoss,
+    FlatManifoldLoss,
+    IsometryLoss,
+    PathLengthLoss,
+    StrictIsometryLoss,
+    VolumeLoss,
+)
 from georeg.geodesics import lerp, slerp
+from georeg.jackknife import Estimate, jackknife
 from georeg.linearize import Linearization, linearize, linearize_graph
 from georeg.manifolds import CustomMetric, Euclidean, Manifold, Product, Sphere, SphereStereographic
+from georeg.mixup import mixup_latents
 from georeg.moments import SpectralMoments
 from georeg.registry import register
-from georeg.regularizer import IsometryLoss, LossOutput
+from georeg.regularizer import LossOutput, Regularizer, SpectralRegularizer
 from georeg.spectral import spectral_moments
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConformalLoss",
+    "ContractiveLoss",
     "CustomMetric",
     "Estimate",
     "Estimator",
     "Euclidean",
     "Exact",
+    "FlatManifoldLoss",
     "Hutchinson",
     "IsometryLoss",
     "Linearization",
     "LossOutput",
     "Manifold",
+    "PathLengthLoss",
     "Product",
+    "Regularizer",
     "SpectralMoments",
+    "SpectralRegularizer",
     "Sphere",
     "SphereStereographic",
+    "StrictIsometryLoss",
+    "VolumeLoss",
+    "accumulate",
     "diagnostics",
     "jackknife",
     "lerp",
     "linearize",
     "linearize_graph",
+    "mixup_latents",
     "register",
     "slerp",
     "spectral_moments",

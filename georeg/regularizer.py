@@ -1,68 +1,101 @@
-"""The regularisers that users add to their loss: nn.Modules around a functional."""
+"""What every loss of this library is: per-sample statistics of a map's Jacobian, and a function of their means."""
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Generic, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from georeg.estimators import Estimator, Hutchinson
-from georeg.functionals import Estimate, Functional, Isometry, jackknife
+from georeg.jackknife import Estimate, M, jackknife
 from georeg.linearize import Linearization, Map, linearize, linearize_graph
 from georeg.linearize.base import in_functorch
 from georeg.manifolds import Euclidean, Manifold
-from georeg.moments import RunningMeans, Scope, SpectralMoments, pool
+from georeg.moments import Scope, SpectralMoments
+from georeg.pooling import Pooled, RunningMeans, Totals
 from georeg.random import Generator
 from georeg.spectral import moments_at
 
+Degenerate = Literal["raise", "zero"]
+
+
+class Options(TypedDict, total=False):
+    """The options that all losses share, see :class:`Regularizer`."""
+
+    domain: Manifold | None
+    codomain: Manifold | None
+    estimator: Estimator | None
+    scope: Scope
+    momentum: float | None
+    num_groups: int | None
+    chunk_size: int | None
+    detach_x: bool
+    project: bool
+    degenerate: Degenerate
+
 
 @dataclass(frozen=True)
-class LossOutput:
+class LossOutput(Generic[M]):
     """What a regulariser returns.
 
     Attributes:
         loss: the scalar F, with graph, in the dtype of x (float32 for half precision).
-        moments: the samples' spectral moments.
-        count: samples that were pooled in this step, a tensor (over all ranks when ``scope="global"``).
-        functional: the functional, for :meth:`estimate`.
+        moments: what was measured at each sample, by most losses :class:`georeg.SpectralMoments`.
+        count: samples that were pooled, a tensor (over all ranks and micro-batches when ``scope="global"``).
+        functional: the loss itself, for :meth:`estimate`.
     """
 
     loss: Tensor
-    moments: SpectralMoments
+    moments: M
     count: Tensor
-    functional: Functional
+    functional: Regularizer[M]
 
     def estimate(self) -> Estimate:
-        """F of this batch as one group, jackknife-corrected, with its standard error. Moves data to the host."""
+        """F of these samples as one group, jackknife-corrected, with its standard error. Moves data to the host."""
         return jackknife(self.functional, self.moments)
 
 
-class Regularizer(nn.Module):
-    """A functional of pooled spectral moments of a map, as a loss.
+class Regularizer(nn.Module, ABC, Generic[M]):
+    """A loss F(m₁, …, m_S) of the pooled means m_k of statistics of a map's Jacobian at each sample.
+
+    A loss of your own is one class: ``num_statistics``, ``statistics`` and ``value`` on a
+    :class:`SpectralRegularizer`; pooling, gradients, ranks and running means follow from those.
 
     Args:
-        functional: the loss as a function of pooled means.
         domain, codomain: manifolds of x and of f(x); default Euclidean.
         estimator: default ``Hutchinson(num_probes=1, distribution="sphere", side="auto")``.
         scope: what expectations are pooled over: ``"batch"``, or ``"global"``, all ranks of
-            torch.distributed (every rank must then call the loss at each step).
+            torch.distributed (every rank must then call the loss at each step) and, through
+            :func:`georeg.accumulate`, all micro-batches.
         momentum: decay of running detached means, which make small groups and small batches usable; None
             pools each step by itself.
-        num_groups: number of groups that labels may name; needed beside groups with ``momentum`` and ``scope="global"``.
+        num_groups: number of groups that labels may name; needed beside groups with ``momentum`` and
+            ``scope="global"``.
         chunk_size: probes per vectorised product.
         detach_x: cut x from the graph it carries.
         project: measure projx∘f, for a codomain that f(x) does not lie on.
-        degenerate: what a map whose Jacobian vanishes everywhere gives: ``"raise"`` (default: a ValueError,
-            also for NaN and inf, at the price of one device synchronisation) or ``"zero"``, a loss of 0 with
-            zero gradient and no check.
+        degenerate: what a Jacobian at which F is undefined gives: ``"raise"`` (default: a ValueError, also for
+            NaN and inf, at the price of one device synchronisation) or ``"zero"``, a zero with zero
+            gradient and no check.
+
+    Attributes:
+        num_statistics: S.
+        undefined: the error's text where F is undefined.
+        alone: what the loss turns into in a batch of one sample, for a warning; None if it stays itself.
     """
+
+    num_statistics: ClassVar[int]
+    undefined: ClassVar[str] = ""
+    alone: ClassVar[str | None] = None
 
     def __init__(
         self,
-        functional: Functional,
         *,
         domain: Manifold | None = None,
         codomain: Manifold | None = None,
@@ -73,7 +106,7 @@ class Regularizer(nn.Module):
         chunk_size: int | None = None,
         detach_x: bool = False,
         project: bool = False,
-        degenerate: Literal["raise", "zero"] = "raise",
+        degenerate: Degenerate = "raise",
     ) -> None:
         super().__init__()
         for name, manifold in (("domain", domain), ("codomain", codomain)):
@@ -88,16 +121,31 @@ class Regularizer(nn.Module):
             raise ValueError(f"scope: got {scope!r}, expected 'batch' or 'global'")
         if degenerate not in ("raise", "zero"):
             raise ValueError(f"degenerate: got {degenerate!r}, expected 'raise' or 'zero'")
-        self.functional = functional
         self.domain, self.codomain = domain or Euclidean(), codomain or Euclidean()
         self.estimator = estimator or Hutchinson()
         self.scope, self.num_groups = scope, num_groups
         self.chunk_size, self.detach_x, self.project, self.degenerate = chunk_size, detach_x, project, degenerate
-        self.running = None
-        if momentum is not None:
-            self.running = RunningMeans(num_groups or 1, functional.num_statistics, momentum)
+        self.running = None if momentum is None else RunningMeans(num_groups or 1, self.num_statistics, momentum)
+        self._collected: list[Totals] | None = None
+        self._given: Pooled | None = None
 
-    def forward(self, f: Map, x: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput:
+    @abstractmethod
+    def measure(self, lin: Linearization, generator: Generator = None) -> M:
+        """What the statistics are computed from, at each sample of a linearisation."""
+
+    @abstractmethod
+    def statistics(self, moments: M) -> Tensor:
+        """Per-sample statistics ``(B, S)``."""
+
+    @abstractmethod
+    def value(self, means: Tensor, rank: int) -> Tensor:
+        """F of the means ``(..., S)``: ``(...)``. No branch on values; where F is undefined, 0 and not NaN."""
+
+    def defined(self, means: Tensor) -> Tensor:
+        """Whether F is defined at means ``(G, S)``: ``(G,)``; everywhere, unless a loss says otherwise."""
+        return torch.ones_like(means[..., 0], dtype=torch.bool)
+
+    def forward(self, f: Map, x: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
         """The loss of the map f at points x ``(B, ...)``.
 
         Args:
@@ -108,41 +156,63 @@ class Regularizer(nn.Module):
             generator: seeds the probes; one, or one for each sample.
 
         Raises:
-            ValueError: a degenerate map or non-finite moments (see ``degenerate``); bad labels.
+            ValueError: a degenerate map or non-finite statistics (see ``degenerate``); bad labels.
         """
         map_ = (lambda p: self.codomain.projx(f(p))) if self.project else f
         lin = linearize(map_, x, chunk_size=self.chunk_size, detach_x=self.detach_x)
         return self.of(lin, groups, generator=generator)
 
-    def of_graph(self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput:
+    def of_graph(self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
         """The loss from a forward pass y = f(x) that was already run on a tensor x that requires grad."""
         value = self.codomain.projx(y) if self.project else y
         return self.of(linearize_graph(x, value, chunk_size=self.chunk_size), groups, generator=generator)
 
-    def of(self, lin: Linearization, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput:
+    def of(self, lin: Linearization, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
         """The loss of a linearisation."""
         num_groups = self._num_groups(groups, len(lin.x))
-        moments = moments_at(lin, self.domain, self.codomain, self.estimator, generator)
-        if self.degenerate == "raise" and len(lin.x) and lin.x.device.type != "meta" and not in_functorch():
-            self._refuse_degenerate(moments)
-        pooled = pool(
-            self.functional.statistics(moments),
-            groups,
-            num_groups=num_groups,
-            scope=self.scope,
-            running=self.running,
-        )
-        loss = pooled.combine(self.functional.value(pooled.means, moments.rank))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._collected is None):
+            moments = self.measure(lin, generator)
+            local = Totals.of(self.statistics(moments), groups, num_groups)
+        if self._collected is not None:
+            self._collected.append(local)
+            return LossOutput(lin.x.new_zeros(()), moments, local.counts.sum(), self)
+        pooled = self._given or self.pool(local)
+        loss = pooled.surrogate(lambda means: self.value(means, moments.rank), local)
         dtype = torch.promote_types(lin.x.dtype, torch.float32)
-        return LossOutput(loss.to(dtype), moments, pooled.counts.sum(), self.functional)
+        return LossOutput(loss.to(dtype), moments, pooled.totals.counts.sum(), self)
+
+    def pool(self, local: Totals, share: float = 1.0) -> Pooled:
+        """Pool one process's totals over the scope, check them, and take them into the running means."""
+        totals = local.all_reduced() if self.scope == "global" else local.detach()
+        if self.degenerate == "raise" and not totals.sums.is_meta and not in_functorch():
+            self._refuse_degenerate(totals)
+        return Pooled(totals.means() if self.running is None else self.running.update(totals), totals, share)
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[Totals]]:
+        """Within it, calls only add their detached totals to the list that is returned; see :func:`georeg.accumulate`."""
+        self._collected = []
+        try:
+            yield self._collected
+        finally:
+            self._collected = None
+
+    @contextmanager
+    def given(self, pooled: Pooled) -> Iterator[None]:
+        """Within it, calls differentiate F at these pooled means instead of their own."""
+        self._given = pooled
+        try:
+            yield
+        finally:
+            self._given = None
 
     def _num_groups(self, groups: Tensor | None, batch: int) -> int:
         if groups is None:
-            if batch == 1 and self.running is None and self.scope == "batch":
+            if batch == 1 and self.alone and self.running is None and self.scope == "batch":
                 warnings.warn(
-                    "x: a batch of one sample without running means pools nothing, so this is the conformal loss "
-                    "τ₂/τ₁², which lets the scale vary; use a larger batch or momentum=0.9",
-                    stacklevel=4,
+                    f"x: a batch of one sample without running means pools nothing, so this is {self.alone}; "
+                    "use a larger batch or momentum=0.9",
+                    stacklevel=6,  # _num_groups, of, forward, and two frames of nn.Module
                 )
             return self.num_groups or 1
         if groups.shape != (batch,) or groups.is_floating_point() or groups.dtype == torch.bool:
@@ -164,77 +234,24 @@ class Regularizer(nn.Module):
             )
         return self.num_groups or highest + 1
 
-    def _refuse_degenerate(self, moments: SpectralMoments) -> None:
-        trace = moments.trace.detach()
-        finite, sound = torch.stack(
-            [torch.isfinite(trace).all() & torch.isfinite(moments.trace_sq.detach()).all(), (trace > 0).any()]
-        ).tolist()
-        if not finite:
+    def _refuse_degenerate(self, totals: Totals) -> None:
+        finite = torch.isfinite(totals.sums).all()
+        sound = (self.defined(totals.means()) | (totals.counts == 0)).all()
+        is_finite, is_sound = torch.stack([finite, sound]).tolist()
+        if not is_finite:
             raise ValueError(
                 "x: the Jacobian's moments are not finite; x or the map's parameters or output hold NaN or inf "
                 "(degenerate='zero' switches this check off)"
             )
-        if not sound:
-            raise ValueError(
-                "f: the Jacobian vanishes at every point (τ₁ = 0), so a scaled isometry is undefined; f may ignore x "
-                "or be constant. Pass degenerate='zero' to get a loss of 0 instead"
-            )
+        if not is_sound:
+            raise ValueError(f"f: {self.undefined}. Pass degenerate='zero' to leave it out with a loss of 0 instead")
 
     def extra_repr(self) -> str:
         return f"domain={self.domain}, codomain={self.codomain}, estimator={self.estimator}, scope={self.scope!r}"
 
 
-class IsometryLoss(Regularizer):
-    """Pull a map towards a scaled isometry: F = E[Tr R²] / E[Tr R]², R = G⁻¹JᵀHJ (Eq. 6).
+class SpectralRegularizer(Regularizer[SpectralMoments]):
+    """A loss of the spectral moments τ₁ = Tr R and τ₂ = Tr R², estimated by any estimator."""
 
-    Args:
-        normalize: multiply by d = min(dim M, dim N), so that 1 is a perfect scaled isometry whatever the
-            dimensions; the bare ratio's floor is 1/d, and a weight tuned for one d does nothing at another.
-        **options: see :class:`Regularizer`: ``domain, codomain, estimator, scope, momentum, num_groups,
-            chunk_size, detach_x, project, degenerate``.
-
-    The gradient from one batch carries a bias of O(1/(B·K)), as any ratio of means does; a batch of one
-    without running means is the conformal loss, and warns.
-
-    Example:
-        >>> import torch, georeg
-        >>> encoder = torch.nn.Linear(8, 2, bias=False)
-        >>> torch.nn.init.orthogonal_(encoder.weight) is encoder.weight
-        True
-        >>> loss = georeg.IsometryLoss(normalize=True)(encoder, torch.randn(16, 8)).loss
-        >>> round(loss.item(), 5)
-        1.0
-
-    References:
-        Hahm et al., Isometric Diffusion, Eq. 6; Lee et al. 2021, Regularized autoencoders for isometric
-        representation learning.
-    """
-
-    def __init__(
-        self,
-        *,
-        domain: Manifold | None = None,
-        codomain: Manifold | None = None,
-        estimator: Estimator | None = None,
-        normalize: bool = False,
-        scope: Scope = "batch",
-        momentum: float | None = None,
-        num_groups: int | None = None,
-        chunk_size: int | None = None,
-        detach_x: bool = False,
-        project: bool = False,
-        degenerate: Literal["raise", "zero"] = "raise",
-    ) -> None:
-        super().__init__(
-            Isometry(normalize),
-            domain=domain,
-            codomain=codomain,
-            estimator=estimator,
-            scope=scope,
-            momentum=momentum,
-            num_groups=num_groups,
-            chunk_size=chunk_size,
-            detach_x=detach_x,
-            project=project,
-            degenerate=degenerate,
-        )
+    def measure(self, lin: Linearization, generator: Generator = None) -> SpectralMoments:
+        return moments_at(lin, self.domain, self.codomain, self.estimator, generator)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from georeg.estimators.exact import axes
-from georeg.functionals import Estimate
+from georeg.jackknife import Estimate
 from georeg.linearize import Engine, Map, linearize
 from georeg.manifolds import Euclidean, Manifold
 

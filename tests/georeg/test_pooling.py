@@ -1,5 +1,7 @@
 """Pooling over groups, steps, ranks: the gradient is that of the whole, to rounding."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +9,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import georeg
-from georeg.moments import RunningMeans
+from georeg.pooling import RunningMeans, Totals
+from georeg.registry import registered
 from tests.conftest import gradients
 
 N, M = 5, 3
@@ -47,6 +50,16 @@ def rank_main(rank, path):
         gradient = gradients(out.loss, f.parameters())
         dist.all_reduce(gradient)
         results[name] = (out.loss.detach(), gradient / 2, out.count)  # DDP averages over ranks
+    # Two micro-batches of 1 and 3 samples here, three of 2, 1 and 2 there.
+    f, (x, labels) = network(), batch(9)
+    loss = pooled_loss(3, scope="global")
+    sizes = (slice(0, 4), [1, 3]) if rank == 0 else (slice(4, None), [2, 1, 2])
+    micro = zip(x[sizes[0]].split(sizes[1]), labels[sizes[0]].split(sizes[1]), strict=True)
+    gradient = sum(
+        gradients(out.loss, f.parameters()) for out in georeg.accumulate(loss, [partial(loss, f, *m) for m in micro])
+    )
+    dist.all_reduce(gradient)
+    results["accumulated"] = gradient / 2
     # Running means stay the same on every rank.
     f, (x, _) = network(), batch(9)
     loss = pooled_loss(scope="global", momentum=0.5)
@@ -70,6 +83,9 @@ def test_global_scope_on_two_processes_gives_the_gradient_of_the_whole_batch(tmp
             assert count == first + second, name
             torch.testing.assert_close(loss, whole.detach(), rtol=1e-13, atol=0, msg=name)
             torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15, msg=name)
+    f, (x, labels) = network(), batch(9)
+    expected = gradients(pooled_loss(3)(f, x, labels).loss, f.parameters())
+    torch.testing.assert_close(ranks[0]["accumulated"], expected, rtol=1e-12, atol=1e-15)
     assert torch.equal(ranks[0]["running"][1], ranks[1]["running"][1])
     f, (x, _) = network(), batch(9)
     loss = pooled_loss(momentum=0.5)
@@ -136,7 +152,7 @@ def test_eval_mode_does_not_update_and_the_state_survives_a_round_trip():
 def test_running_means_keep_their_precision_when_the_model_is_cast():
     """τ₂ reaches 1e17: `model.half()` must not cast the buffers that hold it."""
     running = RunningMeans(1, 2, 0.9)
-    running.update(torch.tensor([[1e9, 1e17]], dtype=torch.float64), torch.ones(1))
+    running.update(Totals(torch.tensor([[1e9, 1e17]], dtype=torch.float64), torch.ones(1)))
     held = nn.ModuleList([running]).half().to("cpu").bfloat16()
     assert held[0].numerator.dtype == torch.float64
     assert held[0].numerator[0, 1] == 1e17
@@ -152,3 +168,90 @@ def test_an_empty_step_leaves_running_means_alone(momentum):
     loss(f, x[:0])
     assert torch.equal(loss.running.numerator, kept)
     assert value > 0
+
+
+LOSSES = registered("functional")
+SPLITS = {"equal": [4, 4, 4], "unequal": [7, 4, 1], "with an empty one": [9, 0, 3]}
+
+
+def loss_named(name, **options):
+    exact = {} if name == "path_length" else {"estimator": georeg.Exact()}
+    return LOSSES[name](**{"momentum": None, **exact, **options})
+
+
+def probes(rows):
+    """One generator for each sample: probes do not depend on the split."""
+    return [torch.Generator().manual_seed(50 + i) for i in rows]
+
+
+@pytest.mark.parametrize("num_groups", [None, 3])
+@pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(name, sizes, num_groups):
+    f, (x, labels) = network(), batch(12)
+    arguments = (x, labels) if num_groups else (x,)
+    whole = loss_named(name, num_groups=num_groups)(f, *arguments, generator=probes(range(12))).loss
+    expected = gradients(whole, f.parameters())
+
+    loss = loss_named(name, num_groups=num_groups, scope="global")
+    rows = torch.arange(12).split(sizes)
+    generators = [probes(r.tolist()) for r in rows]
+    calls = [partial(loss, f, *(a[r] for a in arguments), generator=g) for r, g in zip(rows, generators, strict=True)]
+    values = []
+    for out in georeg.accumulate(loss, calls, generators=[g for part in generators for g in part]):
+        out.loss.backward()
+        values.append(out.loss.detach())
+        assert out.count == 12
+    gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in f.parameters()])
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(sum(values), whole.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_micro_batches_by_themselves_would_not_add_up():
+    f, (x, _) = network(), batch(12)
+    truth = gradients(pooled_loss()(f, x).loss, f.parameters())
+    naive = sum(gradients(pooled_loss()(f, part).loss * len(part) / 12, f.parameters()) for part in x.split([7, 2, 3]))
+    assert (naive - truth).norm() / truth.norm() > 0.05
+
+
+def test_both_passes_see_the_same_dropout_and_probes_and_later_draws_do_not_repeat():
+    f = nn.Sequential(nn.Linear(N, 30), nn.Tanh(), nn.Dropout(0.5), nn.Linear(30, M)).double()
+    x, loss = torch.randn(10, N, dtype=torch.float64), georeg.IsometryLoss(scope="global")
+    own = torch.Generator().manual_seed(4)
+    calls = [partial(loss, f, x[:6]), partial(loss, f, x[6:], generator=own)]
+    outs = list(georeg.accumulate(loss, calls, generators=[own]))
+    t1, t2 = (torch.cat([getattr(out.moments, name) for out in outs]) for name in ("trace", "trace_sq"))
+    torch.testing.assert_close(sum(out.loss for out in outs), t2.mean() / t1.mean() ** 2, rtol=1e-12, atol=0)
+    # The stream goes on where the first pass left it, and a draw between two yields is not taken back.
+    torch.manual_seed(3)
+    calls[0]()
+    calls[0]()
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    between = [torch.rand(1) for _ in georeg.accumulate(loss, [calls[0], calls[0]])]
+    assert torch.equal(torch.cat(between), expected)
+
+
+def test_an_objective_that_holds_the_loss_and_may_skip_it():
+    """The second micro-batch never calls the loss; the step's running means are taken in once."""
+    f, (x, _) = network(), batch(8)
+    loss = pooled_loss(scope="global", momentum=0.5)
+
+    def objective(part, gated):
+        fit = f(part).square().mean()
+        return fit + loss(f, part).loss if gated else fit
+
+    parts = [(x[:3], True), (x[3:5], False), (x[5:], True)]
+    results = list(georeg.accumulate(loss, [partial(objective, *p) for p in parts]))
+    gated = torch.cat([x[:3], x[5:]])
+    expected = pooled_loss()(f, gated).loss + sum(f(p).square().mean() for p, _ in parts)
+    torch.testing.assert_close(sum(results), expected, rtol=1e-12, atol=0)
+    assert loss.running.weight.item() == 6
+    with pytest.raises(ValueError, match="scope='batch'"):
+        next(georeg.accumulate(pooled_loss(), [lambda: None]))
+    with pytest.raises(ValueError, match="calls: got none"):
+        next(georeg.accumulate(loss, []))
+    lazy = georeg.PathLengthLoss(every=4, scope="global")
+    with pytest.raises(ValueError, match="every: got 4"):
+        next(georeg.accumulate(lazy, [partial(lazy, f, x)]))
+    assert loss(f, x).count == 8  # a plain call again
