@@ -15,7 +15,7 @@ from georeg.functionals import (
 from georeg.geodesics import lerp, slerp
 from georeg.jackknife import Estimate, jackknife
 from georeg.linearize import Linearization, linearize, linearize_graph
-from georeg.manifolds import CustomMetric, Euclidean, Manifold, Product, Sphere, SphereStereographic
+from georeg.manifolds import CustomMetric, Euclidean, Manifold, Product, PullbackMetric, Sphere, SphereStereographic
 from georeg.mixup import mixup_latents
 from georeg.moments import SpectralMoments
 from georeg.registry import register
@@ -40,6 +40,7 @@ __all__ = [
     "Manifold",
     "PathLengthLoss",
     "Product",
+    "PullbackMetric",
     "Regularizer",
     "SpectralMoments",
     "SpectralRegularizer",
