@@ -13,10 +13,13 @@ from georeg.linearize.base import (
     check_points,
     check_value,
     differentiable_attention,
+    graph_ready,
     in_functorch,
+    outside_inference_mode,
 )
 from georeg.linearize.forward import ForwardLinearization
 from georeg.linearize.reverse import ReverseLinearization
+from georeg.linearize.samplewise import check_samplewise
 
 Engine = Literal["auto", "reverse", "forward"]
 
@@ -29,7 +32,9 @@ def linearize(
     """Run f once at x and return its value with products by its Jacobian.
 
     Args:
-        f: a callable or ``nn.Module``, (B, ...) ↦ (B, ...), acting on each sample alone.
+        f: a callable or ``nn.Module``, (B, ...) ↦ (B, ...), acting on each sample alone. Its attention runs in
+            the math form; where ``torch.utils.checkpoint`` (``use_reentrant=False``) wraps attention in it, call
+            ``.backward()`` inside ``sdpa_kernel(SDPBackend.MATH)`` too, because f runs again there.
         x: points ``(B, ...)``. A tensor that carries a graph keeps it.
         engine: ``"reverse"`` (one forward pass, double backward), ``"forward"`` (torch.func) or ``"auto"``:
             reverse, except inside a torch.func transform, where only the forward engine works.
@@ -42,7 +47,8 @@ def linearize(
 
     Raises:
         TypeError: x or f(x) is not one floating-point tensor.
-        ValueError: f changes the batch axis; unknown engine; chunk_size below 1.
+        ValueError: f changes the batch axis, or mixes samples by a batch norm in training mode; unknown engine, or
+            the reverse engine inside a torch.func transform; chunk_size below 1.
 
     Example:
         >>> import torch, georeg
@@ -57,16 +63,22 @@ def linearize(
         raise ValueError(f"engine: got {engine!r}, expected 'auto', 'reverse' or 'forward'")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size: got {chunk_size}, expected a positive number of probes, or None for all at once")
-    if engine == "forward" or (engine == "auto" and in_functorch()):
-        lin = ForwardLinearization(f, x.detach() if detach_x else x, chunk_size=chunk_size)
-        check_value(x, lin.value)
-        return lin
-    # Tensors born in inference mode cannot enter a graph, so they are copied out of it.
-    with torch.inference_mode(False), torch.enable_grad():
-        point = x.clone() if x.is_inference() else x
-        point = point if point.requires_grad and not detach_x else point.detach().requires_grad_()
-        with differentiable_attention():
+    transformed = in_functorch()
+    if transformed and engine == "reverse":
+        raise ValueError(
+            "engine: got 'reverse' inside a torch.func transform, where autograd.grad does not work; expected 'forward' or "
+            "'auto'"
+        )
+    with outside_inference_mode():
+        point = graph_ready(x.detach() if detach_x else x)
+        if engine == "forward" or transformed:
+            lin = ForwardLinearization(f, point, chunk_size=chunk_size)
+            check_value(x, lin.value)
+            return lin
+        with torch.enable_grad(), differentiable_attention():
+            point = point if point.requires_grad else point.detach().requires_grad_()
             value = check_value(point, f(point))
+        check_samplewise(point, value)
     return ReverseLinearization(point, value, chunk_size=chunk_size)
 
 
@@ -79,7 +91,7 @@ def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> L
         chunk_size: probes per vectorised product.
 
     Raises:
-        ValueError: x does not require grad.
+        ValueError: x does not require grad; a batch norm in training mode between x and y.
 
     Example:
         >>> import torch, georeg
@@ -91,4 +103,5 @@ def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> L
     check_points(x)
     if not x.requires_grad:
         raise ValueError("x: does not require grad, expected x.requires_grad_() before the forward pass that made y")
-    return ReverseLinearization(x, check_value(x, y), chunk_size=chunk_size)
+    check_samplewise(x, check_value(x, y))
+    return ReverseLinearization(x, y, chunk_size=chunk_size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -40,22 +40,26 @@ class Linearization(ABC):
 
     def jvp(self, v: Tensor) -> Tensor:
         """Pushforward J v of tangent vectors ``(k, B, *event of x)``: ``(k, B, *event of f(x))``."""
-        self.num_jvps += len(v)
-        return self._jvp(self._checked("v", v, self.x))
+        return self._product("v", v, self.x, self.value, self._jvp, "num_jvps")
 
     def vjp(self, w: Tensor) -> Tensor:
         """Pullback Jᵀ w of cotangent vectors ``(k, B, *event of f(x))``: ``(k, B, *event of x)``."""
-        self.num_vjps += len(w)
-        return self._vjp(self._checked("w", w, self.value))
+        return self._product("w", w, self.value, self.x, self._vjp, "num_vjps")
 
-    @staticmethod
-    def _checked(name: str, probes: Tensor, like: Tensor) -> Tensor:
+    def _product(
+        self, name: str, probes: Tensor, like: Tensor, out: Tensor, product: Callable[[Tensor], Tensor], counter: str
+    ) -> Tensor:
         if probes.ndim != like.ndim + 1 or probes.shape[1:] != like.shape:
             raise ValueError(
                 f"{name}: got shape {tuple(probes.shape)}, expected (k, {', '.join(map(str, like.shape))}): probes come "
                 f"first; add an axis with {name}.unsqueeze(0) for a single one"
             )
-        return probes.to(like.dtype)
+        setattr(self, counter, getattr(self, counter) + len(probes))
+        if not len(probes):
+            return out.new_zeros(0, *out.shape)
+        # A checkpointed map runs again inside a product, and must then choose the attention it chose before.
+        with outside_inference_mode(), differentiable_attention():
+            return product(graph_ready(probes.to(like.dtype)))
 
 
 def check_points(x: Tensor) -> None:
@@ -82,6 +86,21 @@ def check_value(x: Tensor, y: Any) -> Tensor:
             f"f: returned shape {tuple(y.shape)} for {len(x)} points, expected ({len(x)}, ...): f acts on each sample alone"
         )
     return y
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode, in which nothing can be differentiated; whether results carry a graph is unchanged."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def graph_ready(x: Tensor) -> Tensor:
+    """x, or a copy of it when it was born in inference mode and so can enter no graph."""
+    return x.clone() if x.is_inference() else x
 
 
 def differentiable_attention() -> AbstractContextManager[None]:

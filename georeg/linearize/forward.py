@@ -22,10 +22,31 @@ def _replayed(state: Tensor, cuda_state: Tensor | None) -> Iterator[None]:
         yield
 
 
-class ForwardLinearization(Linearization):
-    """Products by torch.func. f runs again for each chunk of probes, with its randomness replayed.
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in the map's terms what torch.func refuses in its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "mutate a captured Tensor" in str(error):
+            raise ValueError(
+                "f: changes its own buffers as it runs, which forward mode does not allow; a batch norm in training mode "
+                "does so and mixes the samples besides: call .eval() on it, or use engine='reverse'"
+            ) from error
+        if "saved tensor hooks" in str(error):
+            raise ValueError(
+                "f: uses torch.utils.checkpoint, which torch.func does not support; use engine='reverse', or checkpoint "
+                "around the loss instead of inside the map"
+            ) from error
+        raise
 
-    This engine keeps no graph of its own, works inside ``torch.func.grad`` and ``vmap``, and is the
+
+class ForwardLinearization(Linearization):
+    """Products by torch.func. f runs again for each chunk of probes, with torch's randomness replayed.
+
+    A map that changes its own buffers as it runs (spectral norm in training mode) changes them at each run.
+
+    The engine keeps no graph of its own, works inside ``torch.func.grad`` and ``vmap``, and is the
     cheaper one for many pushforwards of a map from few dimensions to many.
 
     Args:
@@ -43,7 +64,7 @@ class ForwardLinearization(Linearization):
         super().__init__(x, value)
 
     def _chunked(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
-        with differentiable_attention(), _replayed(self._state, self._cuda_state):
+        with _explained(), _replayed(self._state, self._cuda_state):
             if len(probes) == 1:
                 return product(probes[0]).unsqueeze(0)
             return torch.func.vmap(product, chunk_size=self.chunk_size, randomness="same")(probes)
@@ -52,7 +73,7 @@ class ForwardLinearization(Linearization):
         return self._chunked(lambda p: torch.func.jvp(self._f, (self.x,), (p,))[1], v)
 
     def _vjp(self, w: Tensor) -> Tensor:
-        with differentiable_attention(), _replayed(self._state, self._cuda_state):
+        with _explained(), _replayed(self._state, self._cuda_state):
             pullback = torch.func.vjp(self._f, self.x)[1]
         return self._chunked(lambda p: pullback(p)[0], w)
 

@@ -13,9 +13,7 @@ from georeg.linearize.base import Linearization
 def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool, batched: bool) -> Tensor:
     """∂⟨outputs, cotangent⟩/∂inputs, zero where the outputs do not depend on the inputs at all."""
     if not outputs.requires_grad:
-        return torch.zeros(cotangent.shape[:1] if batched else (), dtype=inputs.dtype, device=inputs.device).reshape(
-            (-1,) + (1,) * inputs.ndim if batched else (1,) * inputs.ndim
-        ) * torch.zeros_like(inputs)
+        return inputs.new_zeros((*cotangent.shape[:1], *inputs.shape) if batched else inputs.shape)
     try:
         (product,) = torch.autograd.grad(
             outputs,
@@ -47,19 +45,26 @@ class ReverseLinearization(Linearization):
     Args:
         x: points that require grad and from whose use ``value`` was computed.
         value: f(x).
-        chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop.
+        chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop, which is also
+            taken where a kernel of the map cannot be vectorised.
     """
 
     def __init__(self, x: Tensor, value: Tensor, *, chunk_size: int | None = None) -> None:
         super().__init__(x, value)
         self.chunk_size = chunk_size
         self._transposed: tuple[Tensor, Tensor] | None = None
+        self._vectorised = True
 
     def _chunked(self, product: Callable[..., Tensor], probes: Tensor) -> Tensor:
         size = self.chunk_size or len(probes)
-        if size == 1 or len(probes) == 1:
-            return torch.stack([product(p, batched=False) for p in probes])
-        return torch.cat([product(chunk, batched=True) for chunk in probes.split(size)])
+        if self._vectorised and size > 1 and len(probes) > 1:
+            try:
+                return torch.cat([product(chunk, batched=True) for chunk in probes.split(size)])
+            except RuntimeError:
+                # Some kernels cannot be batched (GroupNorm's second derivative on torch 2.13 among them). If
+                # the cause is another one, the loop meets it again and raises it.
+                self._vectorised = False
+        return torch.stack([product(p, batched=False) for p in probes])
 
     def _vjp(self, w: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
