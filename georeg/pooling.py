@@ -14,6 +14,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def count_groups(groups: Tensor, batch: int, num_groups: int | None, *, needs_number: bool) -> int:
+    """Check labels ``(B,)`` and return the number of groups G, by default one more than the highest label.
+
+    Raises:
+        ValueError: labels of another shape or dtype, or outside [0, G); no ``num_groups`` where one is needed.
+    """
+    if groups.shape != (batch,) or groups.is_floating_point() or groups.dtype == torch.bool:
+        raise ValueError(
+            f"groups: got shape {tuple(groups.shape)} and dtype {groups.dtype}, expected one integer label for each of "
+            f"the {batch} samples"
+        )
+    if num_groups is None and needs_number:
+        raise ValueError(
+            "num_groups: got None, expected the number of groups: a batch need not show all of them, and momentum and "
+            "scope='global' keep means for each"
+        )
+    if groups.numel() == 0 or groups.is_meta:
+        return num_groups or 1
+    highest, lowest = int(groups.max()), int(groups.min())
+    if lowest < 0 or (num_groups is not None and highest >= num_groups):
+        raise ValueError(f"groups: got labels from {lowest} to {highest}, expected them in [0, {num_groups or highest + 1})")
+    return num_groups or highest + 1
+
+
 @dataclass(frozen=True)
 class Totals:
     """Sums of S statistics over the samples of each of G groups.

@@ -18,7 +18,7 @@ from georeg.linearize import Linearization, Map, linearize, linearize_graph
 from georeg.linearize.base import in_functorch
 from georeg.manifolds import Euclidean, Manifold
 from georeg.moments import Scope, SpectralMoments
-from georeg.pooling import Pooled, RunningMeans, Totals
+from georeg.pooling import Pooled, RunningMeans, Totals, count_groups
 from georeg.random import Generator
 from georeg.spectral import moments_at
 
@@ -215,24 +215,8 @@ class Regularizer(nn.Module, ABC, Generic[M]):
                     stacklevel=6,  # _num_groups, of, forward, and two frames of nn.Module
                 )
             return self.num_groups or 1
-        if groups.shape != (batch,) or groups.is_floating_point() or groups.dtype == torch.bool:
-            raise ValueError(
-                f"groups: got shape {tuple(groups.shape)} and dtype {groups.dtype}, expected one integer label for each of "
-                f"the {batch} samples"
-            )
-        if self.num_groups is None and (self.running is not None or self.scope == "global"):
-            raise ValueError(
-                "num_groups: got None, expected the number of groups: a batch need not show all of them, and momentum and "
-                "scope='global' keep means for each"
-            )
-        if groups.numel() == 0 or groups.device.type == "meta":
-            return self.num_groups or 1
-        highest, lowest = int(groups.max()), int(groups.min())
-        if lowest < 0 or (self.num_groups is not None and highest >= self.num_groups):
-            raise ValueError(
-                f"groups: got labels from {lowest} to {highest}, expected them in [0, {self.num_groups or highest + 1})"
-            )
-        return self.num_groups or highest + 1
+        needs_number = self.running is not None or self.scope == "global"
+        return count_groups(groups, batch, self.num_groups, needs_number=needs_number)
 
     def _refuse_degenerate(self, totals: Totals) -> None:
         finite = torch.isfinite(totals.sums).all()

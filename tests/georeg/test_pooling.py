@@ -232,6 +232,17 @@ def test_both_passes_see_the_same_dropout_and_probes_and_later_draws_do_not_repe
     assert torch.equal(torch.cat(between), expected)
 
 
+def test_the_first_pass_carries_no_graph():
+    f, (x, _) = network(), batch(4)
+    loss = pooled_loss(scope="global")
+    with loss.collecting() as collected:
+        out = loss(f, x)
+    assert not collected[0].sums.requires_grad
+    assert not out.moments.trace.requires_grad
+    assert out.loss.item() == 0
+    assert loss(f, x).loss.requires_grad
+
+
 def test_an_objective_that_holds_the_loss_and_may_skip_it():
     """The second micro-batch never calls the loss; the step's running means are taken in once."""
     f, (x, _) = network(), batch(8)

@@ -274,6 +274,40 @@ def test_functional_call_under_grad_equals_autograd():
     torch.testing.assert_close(torch.cat([g.flatten() for g in ours.values()]), expected, rtol=1e-9, atol=1e-13)
 
 
+def test_an_ensemble_under_vmap():
+    """One loss and one gradient for each of three networks at once."""
+    networks, x = [network() for _ in range(3)], points()
+    stacked, _ = torch.func.stack_module_state(networks)
+
+    def loss(parameters):
+        return exact(domain=georeg.Sphere())(lambda q: torch.func.functional_call(networks[0], parameters, (q,)), x).loss
+
+    grads, values = torch.func.vmap(torch.func.grad_and_value(loss))(stacked)
+    for i, f in enumerate(networks):
+        expected = exact(domain=georeg.Sphere())(f, x).loss
+        torch.testing.assert_close(values[i], expected.detach(), rtol=1e-12, atol=0)
+        ours = torch.cat([grads[name][i].flatten() for name, _ in f.named_parameters()])
+        torch.testing.assert_close(ours, gradients(expected, f.parameters()), rtol=1e-9, atol=1e-13)
+
+
+def test_grad_scaler():
+    """The scaled loss's gradient, unscaled, is the gradient; an overflow skips the step and leaves the state sound."""
+    f, x = network().float(), points().float()
+    optimizer, scaler = torch.optim.SGD(f.parameters(), lr=1.0), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    loss = exact(momentum=0.9, degenerate="zero")
+    expected = gradients(exact()(f, x).loss, f.parameters())
+    scaler.scale(loss(f, x).loss).backward()
+    scaler.unscale_(optimizer)
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in f.parameters() if p.grad is not None]), expected[:-M])
+    before, kept = [p.clone() for p in f.parameters()], loss.running.numerator.clone()
+    optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss(lambda p: f(p) * torch.where(p[:, :1] > 0, p[:, :1] / 0, 1), x.abs()).loss).backward()
+    scaler.step(optimizer)
+    assert all(torch.equal(p, q) for p, q in zip(f.parameters(), before, strict=True))
+    assert torch.equal(loss.running.numerator, kept)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
