@@ -41,9 +41,10 @@ def lerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
 def slerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
     """Great-circle path, per sample: angle linear, length interpolated linearly between ‖x0‖ and ‖x1‖.
 
-    x(t) = ρ(t) [sin((1−t)θ) x̂0 + sin(tθ) x̂1] / sin θ with θ the angle between the two; straight where
-    they are (nearly) parallel. Between antipodal points the great circle is not unique: one is chosen,
-    through the coordinate axis most nearly orthogonal to x0. The ends are hit exactly.
+    x(t) = ρ(t) [sin((1−t)θ) x̂0 + sin(tθ) x̂1] / sin θ with θ the angle between the two; smooth in the ends
+    where they are (nearly) parallel or equal. Between antipodal points the great circle is not unique: one
+    is chosen, through the coordinate axis most nearly orthogonal to x0. The ends are hit exactly. A zero
+    vector has no direction and takes that of the other end.
 
     Args:
         x0, x1: end points ``(B, ...)``; an event of any shape is one vector.
@@ -69,15 +70,22 @@ def slerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
 
     rho0, rho1 = length(a), length(b)
     a, b = a / rho0.clamp_min(tiny), b / rho1.clamp_min(tiny)
+    a, b = torch.where(rho0 > 0, a, b), torch.where(rho1 > 0, b, a)
     # The angle from half-chords is accurate near 0 and near π, where arccos loses half its digits.
     theta = 2 * torch.atan2(length(a - b), length(a + b))
-    normal = b - a * expand(dot(x0, a, b), x0)
-    antipodal = length(normal) <= 8 * torch.finfo(dtype).eps
+    far = theta > 1
+
+    # Near: sin(tθ)/sin θ = t·sinc(tθ)/sinc(θ) is a function of θ², so that θ's missing gradient at 0 is right.
+    near = torch.where(far, 0, theta) / torch.pi
+    chord = ((1 - s) * torch.sinc((1 - s) * near) * a + s * torch.sinc(s * near) * b) / torch.sinc(near)
+
+    # Far: in the plane of x̂0 and a normal, which keeps the length exact up to antipodal points.
+    normal = torch.where(far, b - a * expand(dot(x0, a, b), x0), a)
     axis = torch.zeros_like(a).flatten(1)
     axis = axis.scatter(1, a.flatten(1).abs().argmin(1, keepdim=True), 1.0).reshape(a.shape)
     axis = axis - a * expand(dot(x0, a, axis), x0)
-    normal = torch.where(antipodal & (theta > 1), axis, normal)
-    normal = normal / length(normal).clamp_min(tiny)
-    direction = torch.cos(s * theta) * a + torch.sin(s * theta) * normal
-    path = (((1 - s) * rho0 + s * rho1) * direction).to(x0.dtype)
+    normal = torch.where(far & (length(normal) <= 8 * torch.finfo(dtype).eps), axis, normal)
+    arc = torch.cos(s * theta) * a + torch.sin(s * theta) * normal / length(normal).clamp_min(tiny)
+
+    path = (((1 - s) * rho0 + s * rho1) * torch.where(far, arc, chord)).to(x0.dtype)
     return torch.where(s == 0, x0, torch.where(s == 1, x1, path))
