@@ -148,11 +148,14 @@ class RunningMeans(nn.Module):
     @torch.no_grad()
     def update(self, totals: Totals) -> Tensor:
         """Take in one step's totals (in training mode) and return the means ``(G, S)``."""
-        sums, counts = totals.sums.to(self.numerator), totals.counts.to(self.weight)
-        decay = self.momentum ** (counts > 0).to(self.weight)
-        numerator = self.numerator * decay.unsqueeze(-1) + sums
-        weight = self.weight * decay + counts
-        if self.training:
+        sums, counts = totals.sums, totals.counts
+        if self.numerator.device != sums.device and not sums.is_meta:
+            # They follow the samples, as a loss need not be moved along with the network that it regularises.
+            self.numerator, self.weight = self.numerator.to(sums), self.weight.to(sums)
+        decay = self.momentum ** (counts > 0).to(sums.dtype)
+        numerator = self.numerator.to(sums.device) * decay.unsqueeze(-1) + sums
+        weight = self.weight.to(sums.device) * decay + counts
+        if self.training and not sums.is_meta:
             sound = torch.isfinite(sums).all()
             self.numerator.copy_(torch.where(sound, numerator, self.numerator))
             self.weight.copy_(torch.where(sound, weight, self.weight))

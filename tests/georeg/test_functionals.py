@@ -316,6 +316,14 @@ def test_volume_takes_tangent_frames_where_the_sphere_has_a_structural_zero():
     torch.testing.assert_close(gradients(ours, f.parameters()), gradients(expected, f.parameters()), rtol=1e-7, atol=1e-11)
 
 
+def test_the_jackknife_turns_the_volume_loss_into_the_unbiased_variance():
+    """The bias −Var[s]/B of the docstring, removed exactly since F is quadratic in the means."""
+    f, x = network(), points()
+    estimate = georeg.VolumeLoss()(f, x).estimate()
+    assert estimate.value == pytest.approx(spectrum(f, x).log().sum(1).var(correction=1).item(), rel=1e-10)
+    assert estimate.n == B
+
+
 def test_lazy_path_length_rests_and_then_counts_for_all():
     f, x, runs = network(), points(), []
 

@@ -159,6 +159,18 @@ def test_running_means_keep_their_precision_when_the_model_is_cast():
     assert nn.ModuleList([running]).to("meta")[0].numerator.is_meta
 
 
+def test_running_means_survive_a_dry_run_on_the_meta_device():
+    """The loss need not be moved along with the network; a plan without data is not taken in."""
+    f, (x, _) = network(), batch(4)
+    loss = pooled_loss(momentum=0.9)
+    loss(f, x)
+    kept = loss.running.numerator.clone()
+    assert loss(f.to("meta"), x.to("meta")).loss.is_meta
+    assert torch.equal(loss.running.numerator, kept)
+    fresh = pooled_loss(momentum=0.9).to("meta")
+    assert fresh(f, x.to("meta")).loss.is_meta
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_an_empty_step_leaves_running_means_alone(momentum):
     f, (x, _) = network(), batch(4)
