@@ -15,7 +15,16 @@ from georeg.functionals import (
 from georeg.geodesics import lerp, slerp
 from georeg.jackknife import Estimate, jackknife
 from georeg.linearize import Linearization, linearize, linearize_graph
-from georeg.manifolds import CustomMetric, Euclidean, Manifold, Product, PullbackMetric, Sphere, SphereStereographic
+from georeg.manifolds import (
+    CustomMetric,
+    Euclidean,
+    Manifold,
+    Product,
+    PullbackMetric,
+    Sphere,
+    SphereStereographic,
+    from_geoopt,
+)
 from georeg.mixup import mixup_latents
 from georeg.moments import SpectralMoments
 from georeg.registry import register
@@ -50,6 +59,7 @@ __all__ = [
     "VolumeLoss",
     "accumulate",
     "diagnostics",
+    "from_geoopt",
     "jackknife",
     "lerp",
     "linearize",

@@ -115,7 +115,7 @@ class Manifold(ABC):
         """The tangent basis Q ``(B, d, dim)`` and L ``(B, dim, dim)`` with Qᵀ G Q = L Lᵀ."""
         q = self.frame(x)
         columns = q.movedim(-1, 0).reshape(q.shape[-1], *x.shape)
-        lowered = self.flat(x, columns).reshape(q.shape[-1], len(x), -1).movedim(0, -1)
+        lowered = self.flat(x, columns).reshape(q.shape[-1], len(x), event_size(x)).movedim(0, -1)
         gram = q.mT @ lowered
         return q, torch.linalg.cholesky((gram + gram.mT) / 2)
 
@@ -133,12 +133,12 @@ class Manifold(ABC):
     def components(self, x: Tensor, vector: Tensor) -> Tensor:
         """Components Lᵀ Qᵀ v ``(k, B, dim)`` of tangent vectors in the G-orthonormal frame; inverts ``lift``."""
         q, factor = self.cholesky(x)
-        return (factor.mT @ (q.mT @ vector.reshape(len(vector), len(x), -1, 1))).squeeze(-1)
+        return (factor.mT @ (q.mT @ vector.reshape(len(vector), len(x), event_size(x), 1))).squeeze(-1)
 
     def cocomponents(self, x: Tensor, covector: Tensor) -> Tensor:
         """Components L⁻¹ Qᵀ c ``(k, B, dim)`` of covectors in the dual frame; inverts ``colift``."""
         q, factor = self.cholesky(x)
-        c = q.mT @ covector.reshape(len(covector), len(x), -1, 1)
+        c = q.mT @ covector.reshape(len(covector), len(x), event_size(x), 1)
         return torch.linalg.solve_triangular(factor, c, upper=False).squeeze(-1)
 
     def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:

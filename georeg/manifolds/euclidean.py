@@ -43,7 +43,7 @@ class Euclidean(Manifold):
         return w.reshape(len(w), *x.shape)
 
     def components(self, x: Tensor, vector: Tensor) -> Tensor:
-        return vector.reshape(len(vector), len(x), -1)
+        return vector.reshape(len(vector), len(x), event_size(x))
 
     colift = lift
 

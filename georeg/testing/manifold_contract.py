@@ -267,6 +267,11 @@ class ManifoldContract:
                 assert getattr(self.manifold, name)(empty, v).shape == v.shape
             for name in _PROBES:
                 assert getattr(self.manifold, name)(empty, 2, self.generator()).shape == v.shape
+            w = x.new_zeros(2, 0, self.manifold.dim(x))
+            for name, back in (("lift", "components"), ("colift", "cocomponents")):
+                lifted = getattr(self.manifold, name)(empty, w)
+                assert lifted.shape == v.shape
+                assert getattr(self.manifold, back)(empty, lifted).shape == w.shape
 
     def test_overrides_agree_with_the_derived_defaults(self) -> None:
         """What is overridden for speed equals what the five abstract methods imply."""
