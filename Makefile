@@ -3,26 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXAMPLES := $(sort $(wildcard examples/*.py))
 
-.PHONY: install demo test test-all lint types figures bench docs clean
+.PHONY: install demo test test-all lint types doctests docs figures examples-quick bench clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "georeg needs Python 3.11 or newer: apt-get install python3.11, or make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 (Debian: apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) -V): install it and run make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar on --quiet -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 demo: install
 	$(BIN)/georeg-diffusion train
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --benchmark-disable
+	$(BIN)/python -m pytest -m "not slow" -n 2 -q tests benchmarks --benchmark-disable
 
 test-all: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q tests benchmarks --benchmark-disable
 
 lint: install
 	$(BIN)/ruff check .
@@ -32,12 +34,21 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+doctests: install
+	$(BIN)/python -m pytest -q --doctest-modules georeg georeg_diffusion
+
+docs: install
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
 figures: install
 	$(BIN)/python examples/sphere_autoencoder.py
 	$(BIN)/python examples/digits_autoencoder.py
 
-docs: install
-	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+examples-quick: install
+	for file in $(EXAMPLES); do echo "$$file --quick"; $(BIN)/python $$file --quick --output-dir outputs/quick || exit 1; done
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
 	rm -rf $(VENV) docs/_build build dist

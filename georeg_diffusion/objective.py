@@ -113,6 +113,10 @@ class IsometricDiffusionLoss(nn.Module):
             num_groups=max(timestep_bins, 1),
             degenerate="zero",
         )
+        # Running means live where the network does, or each step would wait for a copy to the host.
+        parameter = next(network.parameters(), None)
+        if parameter is not None:
+            self.regularizer.to(parameter.device)
 
     @property
     def num_train_timesteps(self) -> int:

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# Small networks: more threads than cores, under xdist, would slow every test tenfold.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed():

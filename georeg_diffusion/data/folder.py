@@ -47,9 +47,7 @@ class ImageFolder(Images):
         strict: bool = False,
     ) -> None:
         if not folder.is_dir():
-            raise RunError(
-                f"--train-data-dir: {folder} is not a folder" + ("" if folder.exists() else "; it does not exist")
-            )
+            raise RunError(f"--train-data-dir: {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
         found = sorted(
             Path(place) / name
             for place, _, names in os.walk(folder)

@@ -193,7 +193,7 @@ class _Guard:
         self.bad += 1
         if self.bad >= _MAX_BAD_STEPS:
             raise RunError(
-                f"{self.bad} steps in a row had a non-finite gradient, the last at step {step} with loss {float(loss):.4g}; "
+                f"{self.bad} steps in a row had a non-finite gradient, the last at step {step} with loss {loss.item():.4g}; "
                 "lower --learning-rate or --lambda-iso, or look for broken images (--strict)"
             )
         return False
