@@ -71,7 +71,8 @@ class GeooptManifold(Manifold):
             return vector
         points = x.to(vector.dtype).expand(vector.shape).reshape(-1, *x.shape[1:])
         # A copy, because geoopt.Lorentz.egrad2rgrad overwrites its argument.
-        return getattr(self.manifold, method)(points, vector.reshape(points.shape).clone()).reshape(vector.shape)
+        with torch.jit.optimized_execution(False):
+            return getattr(self.manifold, method)(points, vector.reshape(points.shape).clone()).reshape(vector.shape)
 
     def _lowered(self, x: Tensor, vector: Tensor) -> Tensor:
         """The covector ⟨·, v⟩, read off ``inner``, which is linear in its first argument: no NaN at 0."""
@@ -84,7 +85,9 @@ class GeooptManifold(Manifold):
             # keepdim, because geoopt 0.5's Stereographic.inner mixes samples without it.
             return self.manifold.inner(points, u, v, keepdim=True).sum()
 
-        return torch.func.grad(pairing)(torch.zeros_like(v)).reshape(vector.shape)
+        # geoopt's formulas are TorchScript, whose profiled form silently drops gradients inside torch.func.
+        with torch.jit.optimized_execution(False):
+            return torch.func.grad(pairing)(torch.zeros_like(v)).reshape(vector.shape)
 
     def _spans(self, x: Tensor) -> Tensor:
         """geoopt's ``proju`` as matrices ``(B, d, d)``, whatever map onto the tangent space it is."""

@@ -108,6 +108,18 @@ def test_gradients_are_finite_where_geoopts_are_not():
     assert (gradient == 0).all()
 
 
+def test_gradients_survive_torchscripts_profiler():
+    """From its third call on a scripted formula runs optimised, which loses gradients inside torch.func.grad."""
+    manifold = georeg.from_geoopt(geoopt.PoincareBall(c=double(0.02)).double())
+    for _ in range(5):
+        x, v = torch.randn(2, 3, 4, dtype=torch.float64)
+        ours, truth = (
+            torch.autograd.grad(g(x.requires_grad_()).square().sum(), x)[0]
+            for g in (lambda p, v=v: manifold.flat(p, v), lambda p, v=v: (ball(p) @ v.unsqueeze(2)).squeeze(2))
+        )
+        torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-12)
+
+
 def test_the_callers_vectors_and_the_global_generator_are_left_alone():
     manifold = georeg.from_geoopt(geoopt.Lorentz())
     x = manifold.projx(torch.randn(2, 4))
