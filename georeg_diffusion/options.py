@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import typer
 import yaml
 
+from georeg_diffusion import presets
 from georeg_diffusion.errors import UsageError
 
 C = TypeVar("C")
@@ -42,12 +43,13 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
 
 
 def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
-    """A function whose Typer signature has one option per field of ``config``, plus ``--config``."""
+    """A function whose Typer signature has one option per field of ``config``, plus ``--config`` and ``--preset``."""
     hints = get_type_hints(config)
 
     def command(context: typer.Context, **given: Any) -> None:
-        typed = {name: value for name, value in given.items() if name != "config" and _was_typed(context, name)}
-        run(resolve(config, given["config"], typed))
+        file, preset = given.pop("config"), given.pop("preset")
+        sources = ([presets.path_of(preset)] if preset else []) + ([file] if file else [])
+        run(resolve(config, sources, {name: value for name, value in given.items() if _was_typed(context, name)}))
 
     parameters = [
         inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
@@ -58,6 +60,19 @@ def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., N
             annotation=Annotated[
                 Path | None,
                 typer.Option("--config", help="YAML file with the same keys; the command line wins.", metavar="FILE.yaml"),
+            ],
+        ),
+        inspect.Parameter(
+            "preset",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(
+                    "--preset",
+                    help=f"A configuration inside the package: {', '.join(presets.names())}.",
+                    metavar="NAME",
+                ),
             ],
         ),
     ]
@@ -88,15 +103,15 @@ def _was_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def resolve(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
-    """Defaults, then the file, then what was typed.
+def resolve(config: type[C], files: list[Path], given: dict[str, Any]) -> C:
+    """Defaults, then the files in turn, then what was typed.
 
     Raises:
         UsageError: a file that cannot be read, a key that is not known, or a value of the wrong kind or range.
     """
     known = {entry.name: entry for entry in fields(config)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    if file is not None:
+    for file in files:
         for key, value in _read_yaml(file).items():
             name = str(key).replace("-", "_")
             if name not in known:

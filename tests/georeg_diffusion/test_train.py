@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -333,6 +332,19 @@ def test_help_needs_no_torch_and_teaches():
     assert "run the same command again" in " ".join(done.stdout.split())
 
 
+def test_presets_hold_valid_options_and_come_with_the_package(capsys):
+    from georeg_diffusion import presets
+    from georeg_diffusion.options import resolve
+    from georeg_diffusion.training.config import TrainConfig
+
+    assert "digits" in presets.names()
+    for name in presets.names():
+        assert resolve(TrainConfig, [presets.path_of(name)], {}) != TrainConfig() or name == "digits"
+    code, error = error_of(capsys, "--preset", "nope")
+    assert code == 2
+    assert "expected one of digits" in error
+
+
 def test_models_that_are_none(tmp_path, capsys):
     from georeg_diffusion.errors import RunError
 
@@ -342,4 +354,3 @@ def test_models_that_are_none(tmp_path, capsys):
     for place, message in (("empty", "model_index.json"), ("other", "AutoencoderKL")):
         with pytest.raises(RunError, match=message):
             load(tmp_path / place)
-    assert Path(tmp_path).exists()
