@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.jit._fuser import optimized_execution
 
 from georeg.manifolds.base import Manifold, event_size, expand
 
@@ -71,7 +72,7 @@ class GeooptManifold(Manifold):
             return vector
         points = x.to(vector.dtype).expand(vector.shape).reshape(-1, *x.shape[1:])
         # A copy, because geoopt.Lorentz.egrad2rgrad overwrites its argument.
-        with torch.jit.optimized_execution(False):
+        with optimized_execution(False):
             return getattr(self.manifold, method)(points, vector.reshape(points.shape).clone()).reshape(vector.shape)
 
     def _lowered(self, x: Tensor, vector: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class GeooptManifold(Manifold):
             return self.manifold.inner(points, u, v, keepdim=True).sum()
 
         # geoopt's formulas are TorchScript, whose profiled form silently drops gradients inside torch.func.
-        with torch.jit.optimized_execution(False):
+        with optimized_execution(False):
             return torch.func.grad(pairing)(torch.zeros_like(v)).reshape(vector.shape)
 
     def _spans(self, x: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 from georeg.testing.manifold_contract import ManifoldContract
 from georeg.testing.oracles import dense_jacobian, dense_moments, dense_operator
+from georeg.testing.samplewise import assert_samplewise
 
-__all__ = ["ManifoldContract", "dense_jacobian", "dense_moments", "dense_operator"]
+__all__ = ["ManifoldContract", "assert_samplewise", "dense_jacobian", "dense_moments", "dense_operator"]
