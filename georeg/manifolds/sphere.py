@@ -41,8 +41,8 @@ class Sphere(Manifold):
     Args:
         radius: the sphere's radius. With None each point lies on the sphere through itself: the
             family of concentric spheres, which is what noised images x_t are on. That form drops the
-            radial part of every Jacobian; no point is refused, except the origin, where the tangent
-            space is taken to be all of ℝⁿ.
+            radial part of every Jacobian; no point is refused, not even the origin, which has no
+            tangent space: results there are finite and mean nothing.
 
     Raises:
         ValueError: for a radius that is not positive, and from ``check_point`` when a fixed radius is

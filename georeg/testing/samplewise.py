@@ -83,6 +83,7 @@ def assert_samplewise(f: Callable[[Tensor], Tensor], x: Tensor) -> None:
                 worst = int(drift.argmax())
                 assert float(drift[worst]) <= _TOLERANCE.get(reference.dtype, 2e-2) * scale, (
                     f"f: its value at sample {worst} moves by {float(drift[worst]):.3g} when only other samples change, "
-                    "expected 0: f acts on each sample alone. A batch norm in train mode does this: call f.eval(), or use GroupNorm. "
+                    "expected 0: f acts on each sample alone. A batch norm in train mode does this: call f.eval(), or use "
+                    "GroupNorm. "
                     f"{_suspects(f)}"
                 )
