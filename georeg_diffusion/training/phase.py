@@ -161,7 +161,7 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
         bundle.save(out / phase.name)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    accelerator._custom_objects.clear()
+    accelerator._custom_objects.clear()  # free_memory leaves this phase's average in the next phase's checkpoints
     return bundle
 
 

@@ -63,7 +63,16 @@ def run(config: TrainConfig) -> None:
     if accelerator.is_main_process:
         with replacing(out / "config.yaml") as scratch:
             scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
-    for phase in _phases(config, is_comparison, len(images), accelerator.num_processes):
+    phases = _phases(config, is_comparison, len(images), accelerator.num_processes)
+    if accelerator.is_main_process:
+        lengths = " + ".join(str(phase.steps) for phase in phases)
+        console.print(
+            f"{len(images)} images of {images.name} at {images.resolution}²; {lengths} steps of "
+            f"{config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes} on "
+            f"{accelerator.device}; results go to {out}",
+            highlight=False,
+        )
+    for phase in phases:
         if (out / phase.name / "model_index.json").is_file():
             continue
         train_phase(accelerator, _start(config, images, out, phase), images, config, phase, out)
