@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from georeg.linearize.base import in_functorch
 from georeg.random import Generator, Probe, white
 
 
@@ -41,6 +42,16 @@ def dot(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def event_size(x: Tensor) -> int:
     """Number of coordinates of one sample of a batch ``(B, ...)``."""
     return x.shape[1:].numel()
+
+
+def unreadable(x: Tensor) -> bool:
+    """Whether the values of x cannot be checked: none there, none on the meta device, or none to be read in torch.func."""
+    return x.numel() == 0 or x.device.type == "meta" or in_functorch()
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of factorisations, which half precision has none of: x's own or float32."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Manifold(ABC):
@@ -101,7 +112,7 @@ class Manifold(ABC):
         Derived: the range of ``proju``, by a differentiable QR decomposition.
         """
         d, dim = event_size(x), self.dim(x)
-        basis = torch.eye(d, dtype=x.dtype, device=x.device)
+        basis = torch.eye(d, dtype=wide(x), device=x.device)
         if dim == d:
             return basis.expand(len(x), d, d)
         axes = basis.reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
@@ -122,23 +133,23 @@ class Manifold(ABC):
     def lift(self, x: Tensor, w: Tensor) -> Tensor:
         """Tangent vectors Q L⁻ᵀ w ``(k, B, *event)`` from components ``w (k, B, dim)`` in a G-orthonormal frame."""
         q, factor = self.cholesky(x)
-        v = torch.linalg.solve_triangular(factor.mT, w.unsqueeze(-1), upper=True)
-        return (q @ v).reshape(len(w), *x.shape)
+        v = torch.linalg.solve_triangular(factor.mT, w.to(factor.dtype).unsqueeze(-1), upper=True)
+        return (q @ v).reshape(len(w), *x.shape).to(x.dtype)
 
     def colift(self, x: Tensor, w: Tensor) -> Tensor:
         """Covectors Q L w ``(k, B, *event)`` from components ``w (k, B, dim)`` in the dual frame."""
         q, factor = self.cholesky(x)
-        return (q @ (factor @ w.unsqueeze(-1))).reshape(len(w), *x.shape)
+        return (q @ (factor @ w.to(factor.dtype).unsqueeze(-1))).reshape(len(w), *x.shape).to(x.dtype)
 
     def components(self, x: Tensor, vector: Tensor) -> Tensor:
         """Components Lᵀ Qᵀ v ``(k, B, dim)`` of tangent vectors in the G-orthonormal frame; inverts ``lift``."""
         q, factor = self.cholesky(x)
-        return (factor.mT @ (q.mT @ vector.reshape(len(vector), len(x), event_size(x), 1))).squeeze(-1)
+        return (factor.mT @ (q.mT @ vector.to(q.dtype).reshape(len(vector), len(x), event_size(x), 1))).squeeze(-1)
 
     def cocomponents(self, x: Tensor, covector: Tensor) -> Tensor:
         """Components L⁻¹ Qᵀ c ``(k, B, dim)`` of covectors in the dual frame; inverts ``colift``."""
         q, factor = self.cholesky(x)
-        c = q.mT @ covector.reshape(len(covector), len(x), event_size(x), 1)
+        c = q.mT @ covector.to(q.dtype).reshape(len(covector), len(x), event_size(x), 1)
         return torch.linalg.solve_triangular(factor, c, upper=False).squeeze(-1)
 
     def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:

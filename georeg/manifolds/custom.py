@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from georeg.manifolds.base import Manifold, MetricAt, event_size
+from georeg.manifolds.base import Manifold, MetricAt, event_size, unreadable, wide
 from georeg.random import Generator, Probe, white
 
 
@@ -80,11 +80,11 @@ class CustomMetricAt(MetricAt):
                 f"fn: returned shape {tuple(metric.shape)} for points of shape {tuple(x.shape)}, expected ({batch},) for "
                 f"G = s·I, ({batch}, {d}) for a diagonal or ({batch}, {d}, {d}) for a matrix"
             )
-        self.metric = metric.to(x.dtype)
+        self.metric = metric.to(wide(x))
         # A scalar metric is a diagonal one that broadcasts.
         self.diagonal = self.metric.reshape(batch, metric.shape[1:].numel()) if metric.ndim < 3 else None
         smallest = self.diagonal
-        if smallest is not None and smallest.numel() and x.device.type != "meta" and not bool((smallest > 0).all()):
+        if smallest is not None and not unreadable(smallest) and not bool((smallest > 0).all()):
             raise ValueError(f"fn: returned a metric with an entry {smallest.min().item():.3g}, expected positive numbers")
 
     @cached_property
@@ -92,37 +92,43 @@ class CustomMetricAt(MetricAt):
         """L ``(B, d, d)`` with G = L Lᵀ."""
         try:
             return torch.linalg.cholesky(self.metric)
-        except RuntimeError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 "fn: returned a matrix that is not positive definite; add a small multiple of the identity"
             ) from error
 
-    def _flatly(self, vector: Tensor) -> Tensor:
-        return vector.reshape(*vector.shape[: vector.ndim - self.x.ndim], len(self.x), self.dim)
+    def _columns(self, vector: Tensor) -> Tensor:
+        """Vectors ``(..., B, *event)`` as columns ``(..., B, d, 1)``, at least as wide as the metric."""
+        leading = vector.shape[: vector.ndim - self.x.ndim]
+        columns = vector.reshape(*leading, len(self.x), self.dim, 1)
+        return columns.to(torch.promote_types(vector.dtype, self.metric.dtype))
 
     def flat(self, vector: Tensor) -> Tensor:
-        v = self._flatly(vector)
-        out = (self.metric.to(v.dtype) @ v.unsqueeze(-1)).squeeze(-1) if self.diagonal is None else v * self.diagonal
-        return out.reshape(vector.shape)
+        v = self._columns(vector)
+        out = self.metric.to(v.dtype) @ v if self.diagonal is None else v * self.diagonal.unsqueeze(-1)
+        return out.reshape(vector.shape).to(vector.dtype)
 
     def sharp(self, covector: Tensor) -> Tensor:
-        c = self._flatly(covector)
+        c = self._columns(covector)
         if self.diagonal is not None:
-            return (c / self.diagonal).reshape(covector.shape)
-        factor = self.factor.to(c.dtype)
-        half = torch.linalg.solve_triangular(factor, c.unsqueeze(-1), upper=False)
-        return torch.linalg.solve_triangular(factor.mT, half, upper=True).reshape(covector.shape)
+            out = c / self.diagonal.unsqueeze(-1)
+        else:
+            factor = self.factor.to(c.dtype)
+            half = torch.linalg.solve_triangular(factor, c, upper=False)
+            out = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        return out.reshape(covector.shape).to(covector.dtype)
 
     def random_tangent(self, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
         w = white((k, *self.x.shape), self.x, probe, generator)
-        flat = self._flatly(w)
+        columns = self._columns(w)
         if self.diagonal is not None:
-            return (flat / self.diagonal.sqrt()).reshape(w.shape)
-        return torch.linalg.solve_triangular(self.factor.mT, flat.unsqueeze(-1), upper=True).reshape(w.shape)
+            out = columns / self.diagonal.sqrt().unsqueeze(-1)
+        else:
+            out = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True)
+        return out.reshape(w.shape).to(w.dtype)
 
     def random_cotangent(self, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
         w = white((k, *self.x.shape), self.x, probe, generator)
-        flat = self._flatly(w)
-        if self.diagonal is not None:
-            return (flat * self.diagonal.sqrt()).reshape(w.shape)
-        return (self.factor @ flat.unsqueeze(-1)).reshape(w.shape)
+        columns = self._columns(w)
+        out = self.factor @ columns if self.diagonal is None else columns * self.diagonal.sqrt().unsqueeze(-1)
+        return out.reshape(w.shape).to(w.dtype)

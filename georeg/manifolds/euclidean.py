@@ -40,7 +40,7 @@ class Euclidean(Manifold):
     random_cotangent = random_tangent
 
     def lift(self, x: Tensor, w: Tensor) -> Tensor:
-        return w.reshape(len(w), *x.shape)
+        return w.reshape(len(w), *x.shape).to(x.dtype)
 
     def components(self, x: Tensor, vector: Tensor) -> Tensor:
         return vector.reshape(len(vector), len(x), event_size(x))

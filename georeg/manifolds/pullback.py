@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from georeg.linearize import Map, linearize
-from georeg.manifolds.base import Manifold, MetricAt, dot, event_size, expand
+from georeg.linearize.base import in_functorch
+from georeg.manifolds.base import Manifold, MetricAt, dot, event_size, expand, unreadable
 from georeg.manifolds.custom import CustomMetric, CustomMetricAt
 from georeg.manifolds.euclidean import Euclidean
 from georeg.manifolds.solve import conjugate_gradients, implicit_solve
@@ -152,7 +153,7 @@ class PullbackAt(MetricAt):
         except ValueError:
             self._refuse_rank(0, d)
         # Rounding lets a factorisation of a singular matrix succeed with pivots of the size of eps.
-        if pivots.numel() and pivots.device.type != "meta":
+        if not unreadable(pivots):
             smallest = d * torch.finfo(pivots.dtype).eps * pivots.amax(1, keepdim=True)
             self._refuse_rank(int((pivots > smallest).sum(1).min()), d)
         return at
@@ -168,6 +169,11 @@ class PullbackAt(MetricAt):
     def sharp(self, covector: Tensor) -> Tensor:
         if self.manifold.solver == "cholesky":
             return self.dense.sharp(covector)
+        if in_functorch():
+            raise RuntimeError(
+                "solver: got 'cg' inside a torch.func transform, expected 'cholesky' there: conjugate gradients stop by value, "
+                "which a transform hides"
+            )
         self._refuse_rank(self.dim, event_size(self.x))
         probes = covector.reshape(-1, *self.x.shape) if covector.numel() else covector.reshape(1, *self.x.shape)
         solved = implicit_solve(self.flat, probes.to(self.x.dtype), self._solve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from georeg.manifolds.base import Manifold, dot, event_dims, event_size, expand
+from georeg.manifolds.base import Manifold, dot, event_dims, event_size, expand, unreadable, wide
 from georeg.random import Generator, Probe, white
 from georeg.registry import register
 
@@ -64,7 +64,7 @@ class Sphere(Manifold):
         return event_size(x) - 1
 
     def check_point(self, x: Tensor, name: str = "x") -> None:
-        if self.radius is None or x.numel() == 0 or x.device.type == "meta":
+        if self.radius is None or unreadable(x):
             return
         norms = torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
         tolerance = 1e-2 if x.dtype in (torch.float16, torch.bfloat16) else 1e-3
@@ -96,7 +96,7 @@ class Sphere(Manifold):
     random_cotangent = random_tangent
 
     def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(event_size(x) - 1, dtype=x.dtype, device=x.device)
+        eye = torch.eye(event_size(x) - 1, dtype=wide(x), device=x.device)
         q = embed(x, eye.unsqueeze(1).expand(-1, len(x), -1)).flatten(2).permute(1, 2, 0)
         return q, eye.expand(len(x), -1, -1)
 

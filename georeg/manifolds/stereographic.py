@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from georeg.manifolds.base import Manifold, dot, event_size, expand
+from georeg.manifolds.base import Manifold, dot, event_size, expand, unreadable
 from georeg.manifolds.sphere import Sphere
 from georeg.random import Generator, Probe, white
 from georeg.registry import register
@@ -112,7 +112,7 @@ class SphereStereographic(Manifold):
         else:
             Sphere(self.radius).check_point(x)
         gap = self.radius - self._sign * x[:, -1:]
-        if x.device.type != "meta" and bool((gap <= 0).any()):
+        if not unreadable(x) and bool((gap <= 0).any()):
             raise ValueError(
                 "x: got the pole (0, …, 0, r), which has no stereographic coordinates; rotate the points, "
                 "or use georeg.Sphere(), which needs no chart"
@@ -120,7 +120,7 @@ class SphereStereographic(Manifold):
         return x[:, :-1] * (self.radius / self._scale()) / gap
 
     def _check_hyperboloid(self, x: Tensor) -> None:
-        if x.numel() == 0 or x.device.type == "meta":
+        if unreadable(x):
             return
         height = (x[:, :-1].square().sum(1) + self.radius**2).sqrt()
         worst = (x[:, -1] / height - 1).abs().max().item()
@@ -134,7 +134,7 @@ class SphereStereographic(Manifold):
         return event_size(x)
 
     def check_point(self, x: Tensor, name: str = "x") -> None:
-        if self._sign > 0 or x.numel() == 0 or x.device.type == "meta":
+        if self._sign > 0 or unreadable(x):
             return
         farthest = x.detach().flatten(1).norm(dim=1).max().item()
         if not farthest < self.radius:

@@ -97,6 +97,39 @@ def test_a_probe_from_the_seed_that_drew_the_point_is_still_tangent():
     assert ((v * x).sum(1).abs() < 1e-12).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SUITES)
+def test_half_precision_is_factorised_in_single(name, dtype):
+    manifold = SUITES[name]["manifold"]
+    x = manifold.projx(points(3, 3).to(dtype))
+    v = points(3, 3)
+    for method in ("flat", "sharp", "proju"):
+        half = getattr(manifold, method)(x, v.to(dtype))
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.double(), getattr(manifold, method)(x.double(), v), rtol=0.1, atol=0.1)
+    w = points(5, 3 * manifold.dim(x)).reshape(5, 3, -1)
+    for draw in (manifold.random_tangent(x, 5), manifold.random_cotangent(x, 5), manifold.lift(x, w), manifold.colift(x, w)):
+        assert draw.dtype == dtype
+        assert torch.isfinite(draw).all()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_moments_inside_torch_func(name):
+    """Checks of values are left out there, where values cannot be read."""
+    manifold = SUITES[name]["manifold"]
+    x = manifold.projx(points(6, 3)).reshape(2, 3, 3)
+
+    def moment(p):
+        lin = georeg.linearize(lambda q: q.sin(), p, engine="forward")
+        manifold.check_point(p)
+        at = manifold.at(p)
+        return georeg.Exact("domain")(lin, at, georeg.Euclidean().at(lin.value)).trace_sq.sum()
+
+    torch.testing.assert_close(torch.func.vmap(moment)(x), torch.stack([moment(p) for p in x]))
+    leaf = x[0].clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(moment)(x[0]), torch.autograd.grad(moment(leaf), leaf)[0])
+
+
 # --- Stereographic charts -------------------------------------------------------------------------------------------
 
 

@@ -134,6 +134,21 @@ def test_the_rank_of_a_seminorm_is_that_of_the_map():
     torch.testing.assert_close(m.rank * m.trace_sq / m.trace**2, torch.ones(2, dtype=torch.float64))
 
 
+def test_inside_torch_func_cholesky_works_and_cg_is_refused():
+    f, x = nn.Linear(4, 3).double(), torch.randn(2, 4, dtype=torch.float64)
+
+    def trace(weight, solver):
+        metric = georeg.PullbackMetric(Features(), solver=solver)
+        return georeg.spectral_moments(
+            lambda p: (p @ weight.T).sin(), x, domain=metric, estimator=georeg.Exact()
+        ).trace.sum()
+
+    plain = torch.autograd.grad(trace(f.weight, "cholesky"), f.weight)[0]
+    torch.testing.assert_close(torch.func.grad(trace)(f.weight.detach(), "cholesky"), plain)
+    with pytest.raises(RuntimeError, match="expected 'cholesky' there"):
+        torch.func.grad(trace)(f.weight.detach(), "cg")
+
+
 def test_slow_convergence_is_an_error_that_names_the_remedy():
     f = lambda x: x * torch.logspace(0, 4, 4, dtype=x.dtype)  # noqa: E731
     metric = georeg.PullbackMetric(f, solver="cg", max_iterations=2)
