@@ -149,6 +149,14 @@ class IsometricDiffusionLoss(nn.Module):
         Raises:
             ValueError: timesteps of the wrong shape or range.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self(
+                    *map(_ordinary, (x0, timesteps, noise)),
+                    generator,
+                    isometry_scale=isometry_scale,
+                    **_ordinary(conditioning),
+                )
         batch, total = len(x0), self.num_train_timesteps
         if timesteps is None:
             timesteps = random_timesteps(batch, total, generator)
@@ -180,7 +188,8 @@ class IsometricDiffusionLoss(nn.Module):
             selected = {name: _rows(value, rows, batch) for name, value in conditioning.items()}
             arguments = (_rows(x_t, rows, batch), steps[rows].to(x0.device))
             if with_isometry and self.metric != "isodiff":
-                with self.h_space.capture() as captured:
+                # Under no_grad (a validation loss) J still needs the encoder's graph.
+                with torch.enable_grad(), self.h_space.capture() as captured:
                     prediction = self.network(*arguments, **selected).sample
                 latent, feature = captured.x, captured.h
             else:
@@ -231,7 +240,7 @@ class IsometricDiffusionLoss(nn.Module):
     def _separate_pass(self, x_t: Tensor, t: Tensor, **conditioning: Any) -> tuple[Tensor, Tensor]:
         """The released code's own forward pass, at the point it moves x_t to."""
         latent = isodiff_point(x_t).detach().requires_grad_()
-        with differentiable_attention():
+        with torch.enable_grad(), differentiable_attention():
             return latent, self.h_space.encode(latent, t, **conditioning)
 
     def extra_repr(self) -> str:
@@ -264,6 +273,15 @@ def _rows(value: Any, rows: Tensor, batch: int) -> Any:
         return value if len(rows) == batch else value.index_select(0, rows.to(value.device))
     if isinstance(value, dict):
         return {name: _rows(item, rows, batch) for name, item in value.items()}
+    return value
+
+
+def _ordinary(value: Any) -> Any:
+    """A copy of what was born in inference mode, which cannot enter a graph; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {name: _ordinary(item) for name, item in value.items()}
     return value
 
 

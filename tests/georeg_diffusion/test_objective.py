@@ -156,6 +156,17 @@ def test_every_metric_trains_the_encoder(unet, scheduler, metric):
     assert norm > 0
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_validation_loss_needs_no_gradients(unet, scheduler, mode):
+    objective = IsometricDiffusionLoss(unet, scheduler, momentum=None, estimator=georeg.Exact())
+    x0, noise = torch.randn(2, 5, 1, 8, 8)
+    expected = objective(x0, STEPS, noise)
+    with mode():
+        out = objective(x0.clone(), STEPS.clone(), noise)
+    torch.testing.assert_close(out.loss, expected.loss.detach(), rtol=1e-5, atol=0)
+    assert not out.loss.requires_grad
+
+
 def test_running_means_are_saved_with_the_objective(unet, scheduler):
     objective = IsometricDiffusionLoss(unet, scheduler)
     objective(torch.randn(4, 1, 8, 8), torch.tensor([600, 700, 800, 900]))
