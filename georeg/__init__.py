@@ -2,6 +2,7 @@
 
 from georeg import diagnostics
 from georeg.accumulate import accumulate
+from georeg.curves import Geodesic, curve_energy, curve_length, geodesic
 from georeg.estimators import Estimator, Exact, Hutchinson
 from georeg.functionals import (
     ConformalLoss,
@@ -42,6 +43,7 @@ __all__ = [
     "Euclidean",
     "Exact",
     "FlatManifoldLoss",
+    "Geodesic",
     "Hutchinson",
     "IsometryLoss",
     "Linearization",
@@ -58,8 +60,11 @@ __all__ = [
     "StrictIsometryLoss",
     "VolumeLoss",
     "accumulate",
+    "curve_energy",
+    "curve_length",
     "diagnostics",
     "from_geoopt",
+    "geodesic",
     "jackknife",
     "lerp",
     "linearize",

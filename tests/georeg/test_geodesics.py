@@ -128,3 +128,116 @@ def test_bad_ends_are_refused():
         georeg.slerp(torch.ones(2, 2), torch.ones(3, 2), 0.5)
     with pytest.raises(ValueError, match=r"x0: got shape \(2,\), expected a batch"):
         georeg.lerp(torch.ones(2), torch.ones(2), 0.5)
+
+
+# Curves and geodesics of a metric
+
+
+def arc(angle=2.0, steps=64):
+    x1 = torch.tensor([[math.cos(angle), math.sin(angle), 0.0]], dtype=torch.float64)
+    return georeg.slerp(torch.eye(3, dtype=torch.float64)[:1], x1, torch.linspace(0, 1, steps + 1).double())
+
+
+@pytest.mark.parametrize(
+    "manifold", [None, georeg.Sphere(), georeg.Sphere(1.0), georeg.CustomMetric(lambda x: 9 * torch.ones(len(x)))]
+)
+def test_length_and_energy_of_a_circular_arc(manifold):
+    path, scale = arc(), 3 if isinstance(manifold, georeg.CustomMetric) else 1
+    error = 2.0 * (2 / 64) ** 2  # O(h²)
+    assert georeg.curve_length(path, manifold).item() == pytest.approx(2.0 * scale, abs=error * scale)
+    assert georeg.curve_energy(path, manifold).item() == pytest.approx(2.0 * scale**2, abs=2 * error * scale**2)
+    again = georeg.curve_length(arc(steps=128), manifold).item()
+    assert abs(again - 2 * scale) < 0.3 * abs(georeg.curve_length(path, manifold).item() - 2 * scale)
+
+
+def test_energy_bounds_the_squared_length_with_equality_at_constant_speed():
+    path = torch.randn(9, 4, 3, dtype=torch.float64)
+    assert (georeg.curve_length(path).square() <= 2 * georeg.curve_energy(path)).all()
+    torch.testing.assert_close(georeg.curve_length(arc()).square(), 2 * georeg.curve_energy(arc()), rtol=1e-12, atol=0)
+
+
+def test_length_in_the_induced_metric_is_the_length_of_the_image():
+    f = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).double()
+    path = georeg.lerp(*ends(3, 2), torch.linspace(0, 1, 201).double())
+    image = f(path.flatten(0, 1)).reshape(201, 3, 5)
+    induced = georeg.curve_length(path, georeg.PullbackMetric(f))
+    torch.testing.assert_close(induced, georeg.curve_length(image), rtol=1e-4, atol=0)
+
+
+def test_length_of_a_path_that_stands_still_has_gradient_zero():
+    path = torch.ones(4, 2, 3, requires_grad=True)
+    assert not torch.autograd.grad(georeg.curve_length(path).sum(), path)[0].any()
+
+
+def test_geodesics_of_the_sphere_are_great_circles():
+    x0, x1 = (torch.nn.functional.normalize(x, dim=1) for x in ends(3, 4))
+    for steps in (16, 64):
+        found = georeg.geodesic(x0, x1, georeg.Sphere(1.0), steps=steps)
+        assert found.converged.all()
+        circle = georeg.slerp(x0, x1, torch.linspace(0, 1, steps + 1).double())
+        torch.testing.assert_close(found.path, circle, rtol=0, atol=1e-6)
+        angle = torch.arccos((x0 * x1).sum(1))
+        torch.testing.assert_close(found.length, angle, rtol=2 / steps**2, atol=0)
+    assert torch.equal(found.path[0], x0)
+    assert torch.equal(found.path[-1], x1)
+
+
+@pytest.mark.parametrize("pulled", [True, False])
+def test_geodesics_in_a_chart_of_the_sphere_are_great_circles(pulled):
+    """The metric that the chart's inverse induces is the chart's own, and its geodesics are curved in the chart."""
+    chart = georeg.SphereStereographic()
+    z0, z1 = ends(2, 2)
+    found = georeg.geodesic(z0, z1, georeg.PullbackMetric(chart.to_ambient) if pulled else chart, steps=32)
+    assert found.converged.all()
+    path = chart.to_ambient(found.path.flatten(0, 1)).reshape(33, 2, 3)
+    torch.testing.assert_close(path, georeg.slerp(path[0], path[-1], torch.linspace(0, 1, 33).double()), rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.length, torch.arccos((path[0] * path[-1]).sum(1)), rtol=2e-3, atol=0)
+    straight = chart.to_ambient(georeg.lerp(z0, z1, torch.linspace(0, 1, 33).double()).flatten(0, 1)).reshape(33, 2, 3)
+    assert (straight - path).abs().max() > 0.05
+
+
+def test_geodesics_of_the_plane_are_straight_from_any_start():
+    A = torch.randn(5, 2, dtype=torch.float64)
+    z0, z1 = ends(3, 2)
+    line = georeg.lerp(z0, z1, STEPS)
+    noise = torch.randn_like(line) * torch.tensor([0.0, 1, 1, 1, 1, 1, 0])[:, None, None]
+    found = georeg.geodesic(z0, z1, georeg.PullbackMetric(lambda z: z @ A.T), steps=6, initial=line + noise)
+    torch.testing.assert_close(found.path, line, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.length, ((z1 - z0) @ A.T).norm(dim=1), rtol=1e-8, atol=0)
+
+
+def test_geodesics_of_a_network_are_shorter_than_straight_and_do_not_touch_it():
+    f = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 6)).double()
+    f[0].weight.data.mul_(3)
+    metric = georeg.PullbackMetric(f)
+    z0, z1 = ends(3, 2)
+    with torch.no_grad():
+        found = georeg.geodesic(z0, z1, metric, steps=12)
+    assert found.converged.all()
+    assert (found.length < georeg.curve_length(georeg.lerp(z0, z1, torch.linspace(0, 1, 13).double()), metric)).all()
+    assert all(p.grad is None for p in f.parameters())
+    assert not found.path.requires_grad
+    alone = georeg.geodesic(z0[1:2], z1[1:2], metric, steps=12)
+    torch.testing.assert_close(found.path[:, 1:2], alone.path, rtol=0, atol=1e-10)
+    impatient = georeg.geodesic(z0, z1, metric, steps=12, max_iterations=1)
+    assert not impatient.converged.any()
+
+
+def test_geodesic_between_equal_ends_and_of_no_samples():
+    x = torch.eye(3)[:1]
+    found = georeg.geodesic(x, x, georeg.Sphere(1.0))
+    assert found.length.item() == 0
+    assert found.converged.all()
+    assert georeg.geodesic(x[:0], x[:0], georeg.Sphere(1.0)).path.shape == (17, 0, 3)
+
+
+def test_bad_geodesics_are_refused():
+    x = torch.eye(3)
+    with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
+        georeg.geodesic(x, x, georeg.Euclidean(), steps=1)
+    with pytest.raises(ValueError, match=r"initial: got shape \(4, 3, 3\), expected \(17, 3, 3\)"):
+        georeg.geodesic(x, x, georeg.Euclidean(), initial=torch.ones(4, 3, 3))
+    with pytest.raises(ValueError, match="x1: got points with norms 2 to 2"):
+        georeg.geodesic(x, 2 * x, georeg.Sphere(1.0))
+    with pytest.raises(ValueError, match="path: got shape"):
+        georeg.curve_length(torch.ones(1, 2, 3))
