@@ -22,7 +22,9 @@ def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
 
     ``egrad2rgrad`` serves as G⁻¹ wherever it inverts ``inner`` and ``proju`` is an orthogonal projection, which
     is verified once for each event shape. Where not (geoopt 0.5: ``Lorentz``, ``CanonicalStiefel``,
-    ``BirkhoffPolytope``), the same is derived from ``inner`` by dense algebra, d² memory a point.
+    ``BirkhoffPolytope``), the same is derived from ``inner`` by dense algebra, d² memory a point. ``projx`` is
+    geoopt's: on ``Stiefel`` it has no finite derivative where singular values coincide, as on the manifold
+    itself, so ``project=True`` cannot serve there.
 
     Args:
         manifold: an instance, on real coordinates. Curvature and other parameters stay its own.

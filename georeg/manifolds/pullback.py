@@ -171,8 +171,8 @@ class PullbackAt(MetricAt):
             return self.dense.sharp(covector)
         if in_functorch():
             raise RuntimeError(
-                "solver: got 'cg' inside a torch.func transform, expected 'cholesky' there: conjugate gradients stop by value, "
-                "which a transform hides"
+                "solver: got 'cg' inside a torch.func transform, expected 'cholesky' there: conjugate gradients stop by "
+                "value, which a transform hides"
             )
         self._refuse_rank(self.dim, event_size(self.x))
         probes = covector.reshape(-1, *self.x.shape) if covector.numel() else covector.reshape(1, *self.x.shape)

@@ -75,19 +75,61 @@ class Ambient(georeg.Sphere):
         return super().random_tangent(x, k, generator, probe=probe) * (4 / 3) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("manifold", "law"),
-    [
-        (Detached(), "test_gradient_through_the_metric_of_cotangents"),
-        (Recoloured(lambda x: 1 + x**2), "test_probe_moments"),
-        (Ambient(), "test_probe_moments"),
-        (Ambient(), "test_fixed_norm_probes"),
-    ],
-)
+def broken(**methods):
+    """Flat space with some methods replaced."""
+    return type("Broken", (georeg.Euclidean,), methods)()
+
+
+def swap(x, v):
+    return v.flip(-1) if v.ndim == 2 else v
+
+
+BROKEN = [
+    (Detached(), "test_gradient_through_the_metric_of_cotangents"),
+    (Recoloured(lambda x: 1 + x**2), "test_probe_moments"),
+    (Ambient(), "test_probe_moments"),
+    (Ambient(), "test_fixed_norm_probes"),
+    (broken(proju=lambda self, x, v: v / 2), "test_tangent_projection"),
+    (broken(proju=lambda self, x, v: v.roll(1, -1)), "test_tangent_projection"),
+    (broken(dim=lambda self, x: x.shape[1] - 1), "test_tangent_projection"),
+    (broken(flat=lambda self, x, v: 2 * v), "test_sharp_inverts_flat"),
+    (broken(flat=lambda self, x, v: v + v.roll(1, -1)), "test_metric_is_symmetric_and_positive"),
+    (broken(flat=lambda self, x, v: -v), "test_metric_is_symmetric_and_positive"),
+    (broken(projx=lambda self, x: x / 2), "test_point_projection"),
+    (broken(inner=lambda self, x, a, b: (a * b).mean(1)), "test_inner_and_norm"),
+    (broken(norm=lambda self, x, v: v.norm(dim=-1) + v.abs().sum(-1).sqrt()), "test_inner_and_norm"),
+    (broken(norm=lambda self, x, v: v.square().sum(-1).sqrt()), "test_inner_and_norm"),
+    (broken(lift=lambda self, x, w: 2 * w), "test_frames"),
+    (broken(components=lambda self, x, v: -v), "test_frames"),
+    (broken(cocomponents=lambda self, x, v: 2 * v), "test_frames"),
+    (
+        broken(random_tangent=lambda self, x, k, g=None, *, probe="gaussian": torch.randn(k, *x.shape)),
+        "test_probes_are_determined_by_the_generator",
+    ),
+    (
+        broken(random_cotangent=lambda self, x, k, g=None, *, probe="gaussian": torch.ones(k, *x.shape, dtype=x.dtype)),
+        "test_probes_are_determined_by_the_generator",
+    ),
+    (broken(sharp=lambda self, x, v: swap(x, v)), "test_leading_probe_axes"),
+    (broken(flat=lambda self, x, v: v.to(x.dtype)), "test_vectors_wider_than_the_points"),
+    (broken(flat=lambda self, x, v: v * (1 + x.mean())), "test_samples_do_not_mix"),
+    (broken(dim=lambda self, x: x.numel() // max(len(x), 1)), "test_empty_batch"),
+    (broken(lift=lambda self, x, w: 2 * w), "test_overrides_agree_with_the_derived_defaults"),
+    (broken(norm=lambda self, x, v: 2 * v.norm(dim=-1)), "test_overrides_agree_with_the_derived_defaults"),
+    (broken(flat=lambda self, x, v: v * v.norm(dim=-1, keepdim=True) ** 0.5), "test_gradients_are_finite_at_zero_vectors"),
+]
+
+
+@pytest.mark.parametrize(("manifold", "law"), BROKEN)
 def test_the_contract_finds_what_is_broken(manifold, law):
     suite = type("Broken", (ManifoldContract,), {"manifold": manifold, "events": ((4,),)})()
     with pytest.raises(AssertionError):
         getattr(suite, law)()
+
+
+def test_every_law_is_seen_to_fail():
+    laws = {name for name in vars(ManifoldContract) if name.startswith("test_")}
+    assert laws == {law for _, law in BROKEN}
 
 
 def test_a_probe_from_the_seed_that_drew_the_point_is_still_tangent():

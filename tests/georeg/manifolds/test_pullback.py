@@ -149,6 +149,16 @@ def test_inside_torch_func_cholesky_works_and_cg_is_refused():
         torch.func.grad(trace)(f.weight.detach(), "cg")
 
 
+def test_fixed_norm_cotangents_have_no_variance_where_the_composite_is_a_scaled_isometry():
+    f, features = nn.Linear(8, 6, bias=False).double(), nn.Linear(6, 3, bias=False).double()
+    nn.init.orthogonal_(f.weight)
+    nn.init.orthogonal_(features.weight)
+    x = torch.randn(1, 8, dtype=torch.float64)
+    m = georeg.spectral_moments(f, x, codomain=georeg.PullbackMetric(features), estimator=georeg.Hutchinson(16))
+    assert m.trace_stderr.item() < 1e-12
+    torch.testing.assert_close(m.trace, torch.full_like(m.trace, 3.0))
+
+
 def test_slow_convergence_is_an_error_that_names_the_remedy():
     f = lambda x: x * torch.logspace(0, 4, 4, dtype=x.dtype)  # noqa: E731
     metric = georeg.PullbackMetric(f, solver="cg", max_iterations=2)
