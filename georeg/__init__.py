@@ -3,7 +3,7 @@
 from georeg import diagnostics
 from georeg.accumulate import accumulate
 from georeg.curves import Geodesic, curve_energy, curve_length, geodesic
-from georeg.estimators import Estimator, Exact, Hutchinson
+from georeg.estimators import Estimator, Exact, Gram, Hutchinson, HutchPP, XTrace
 from georeg.functionals import (
     ConformalLoss,
     ContractiveLoss,
@@ -44,6 +44,8 @@ __all__ = [
     "Exact",
     "FlatManifoldLoss",
     "Geodesic",
+    "Gram",
+    "HutchPP",
     "Hutchinson",
     "IsometryLoss",
     "Linearization",
@@ -59,6 +61,7 @@ __all__ = [
     "SphereStereographic",
     "StrictIsometryLoss",
     "VolumeLoss",
+    "XTrace",
     "accumulate",
     "curve_energy",
     "curve_length",

@@ -1,7 +1,10 @@
 """Trace estimators: exact and stochastic."""
 
 from georeg.estimators.base import Estimator, Side
+from georeg.estimators.epperly2024xtrace import XTrace
 from georeg.estimators.exact import Exact
+from georeg.estimators.gram import Gram
 from georeg.estimators.hutchinson import Hutchinson
+from georeg.estimators.meyer2021hutchpp import HutchPP
 
-__all__ = ["Estimator", "Exact", "Hutchinson", "Side"]
+__all__ = ["Estimator", "Exact", "Gram", "HutchPP", "Hutchinson", "Side", "XTrace"]

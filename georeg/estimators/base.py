@@ -75,6 +75,12 @@ def unscale(x: Tensor, vectors: Tensor, scale: Tensor) -> Tensor:
     return vectors * expand(scale, x).to(vectors.dtype)
 
 
+def variance_of_mean(samples: Tensor) -> Tensor:
+    """Estimated variance ``(B,)`` of the mean of k ≥ 2 independent samples ``(k, B)``; B may be 0."""
+    k = len(samples)
+    return (samples - samples.mean(0)).detach().square().sum(0) / (k * (k - 1))
+
+
 def standard_error(samples: Tensor) -> Tensor | None:
     """Standard error of the mean over the probes ``(k, B)``; one probe has none."""
-    return None if len(samples) < 2 else samples.detach().std(0) / len(samples) ** 0.5
+    return None if len(samples) < 2 else variance_of_mean(samples).sqrt()
