@@ -17,6 +17,9 @@ from georeg_diffusion.schedule import alphas_cumprod, noised
 NOISY_HALF = (0.55, 0.65, 0.75, 0.85, 0.95)
 """Where geometry is measured, as fractions of T."""
 
+MAX_SPECTRUM = 768
+"""The largest d whose full Jacobians are decomposed; at 32 × 32 in colour, d = 3071, that would take an hour of CPU time."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -28,7 +31,8 @@ class Geometry:
         isometry: mean of those over t.
         isometry_pooled: the same samples pooled over all t into one ratio, whose floor is above 1 when the scale of
             the Jacobian varies with t.
-        mcn: mean condition number (Eq. 10) over samples and timesteps.
+        mcn: mean condition number (Eq. 10) over samples and timesteps; this and the next three are None where
+            d > ``MAX_SPECTRUM``.
         vor, vor_log: variance of the Riemannian metric (Eq. 11) and its scale-free form, means over t.
         effective_rank: mean of (Tr R)²/Tr R².
         dimension: d, the largest effective rank there can be.
@@ -38,10 +42,10 @@ class Geometry:
     isometry_per_t: list[Estimate]
     isometry: Estimate
     isometry_pooled: Estimate
-    mcn: Estimate
-    vor: Estimate
-    vor_log: Estimate
-    effective_rank: Estimate
+    mcn: Estimate | None
+    vor: Estimate | None
+    vor_log: Estimate | None
+    effective_rank: Estimate | None
     dimension: int
 
 
@@ -90,19 +94,20 @@ def geometry(
                     )
                 )
         moments.append(_joined(parts))
-        sigmas.append(diagnostics.singular_values(encode, x_t[:num_spectra], domain=georeg.Sphere(), chunk_size=32))
+        if parts[0].rank <= MAX_SPECTRUM:
+            sigmas.append(diagnostics.singular_values(encode, x_t[:num_spectra], domain=georeg.Sphere(), chunk_size=32))
     per_t = [jackknife(functional, m) for m in moments]
-    sigma = torch.cat(sigmas)
+    sigma = torch.cat(sigmas) if sigmas else None
     return Geometry(
         timesteps,
         per_t,
         _mean(per_t),
         jackknife(functional, _joined(moments)),
-        _over(diagnostics.condition_number(sigma)),
-        _mean([diagnostics.variance_of_metric(s) for s in sigmas]),
-        _mean([diagnostics.variance_of_metric(s, log=True) for s in sigmas]),
-        _over(diagnostics.effective_rank_of(sigma)),
-        sigma.shape[1],
+        None if sigma is None else _over(diagnostics.condition_number(sigma)),
+        None if sigma is None else _mean([diagnostics.variance_of_metric(s) for s in sigmas]),
+        None if sigma is None else _mean([diagnostics.variance_of_metric(s, log=True) for s in sigmas]),
+        None if sigma is None else _over(diagnostics.effective_rank_of(sigma)),
+        moments[0].rank,
     )
 
 

@@ -14,9 +14,9 @@ from georeg_diffusion.data.images import Images
 from georeg_diffusion.evaluation.classifier import FeatureNetwork, features_of
 from georeg_diffusion.evaluation.denoising import denoising_loss
 from georeg_diffusion.evaluation.frechet import frechet_distance
-from georeg_diffusion.evaluation.geometry import geometry
+from georeg_diffusion.evaluation.geometry import MAX_SPECTRUM, geometry
 from georeg_diffusion.evaluation.mrtl import mean_relative_trajectory_length
-from georeg_diffusion.progress import track
+from georeg_diffusion.progress import console, track
 from georeg_diffusion.sampling.ddim import ddim_sample
 
 # key, what the table calls it, whether lower is better (None: neither)
@@ -76,13 +76,22 @@ def score(
         "isometry": _entry(shape.isometry, f"pooled per t, mean over t; {at_t}; 2 fixed-norm probes")
         | {"per_t": dict(zip(map(str, shape.timesteps), [e.value for e in shape.isometry_per_t], strict=True))},
         "isometry_pooled": _entry(shape.isometry_pooled, f"pooled over samples and t; {at_t}"),
-        "mcn": _entry(shape.mcn, f"all {shape.dimension} singular values, un-pooled h; {at_t}"),
-        "vor": _entry(shape.vor, f"Eq. 11, per t, mean over t; {at_t}"),
-        "vor_log": _entry(shape.vor_log, f"sum of variances of log σ, per t, mean over t; {at_t}"),
-        "effective_rank": _entry(shape.effective_rank, f"(Tr R)²/Tr R², at most {shape.dimension}; {at_t}"),
         "mrtl": _entry(path.mrtl, f"slerp in {path.segments} segments, {num_steps} DDIM steps")
         | {"perfect": path.perfect, "rtl": dict(zip(map(str, path.timesteps), path.rtl, strict=True))},
     }
+    spectral = (
+        ("mcn", shape.mcn, f"all {shape.dimension} singular values, un-pooled h; {at_t}"),
+        ("vor", shape.vor, f"Eq. 11, per t, mean over t; {at_t}"),
+        ("vor_log", shape.vor_log, f"sum of variances of log σ, per t, mean over t; {at_t}"),
+        ("effective_rank", shape.effective_rank, f"(Tr R)²/Tr R², at most {shape.dimension}; {at_t}"),
+    )
+    scores |= {key: _entry(estimate, protocol) for key, estimate, protocol in spectral if estimate is not None}
+    if shape.mcn is None:
+        console.print(
+            f"{title}: no condition number, VoR or effective rank: they need all {shape.dimension} singular values, and "
+            f"more than {MAX_SPECTRUM} take too long",
+            style="dim",
+        )
     if features is not None:
         generated = generate(bundle, num_generated, seed=seed, num_steps=num_steps, device=device, title=f"{title}: samples")
         distance = frechet_distance(features_of(features, real), features_of(features, generated))
