@@ -3,7 +3,7 @@
 import georeg
 
 project = "georeg"
-author = "The georeg authors"
+author = copyright = "the georeg authors"
 release = version = georeg.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
