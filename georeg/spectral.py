@@ -7,17 +7,38 @@ from torch import Tensor
 from georeg.estimators import Estimator, Hutchinson
 from georeg.linearize import Engine, Linearization, Map, linearize
 from georeg.manifolds import Euclidean, Manifold
+from georeg.manifolds.base import MetricAt
 from georeg.moments import SpectralMoments
 from georeg.random import Generator
+
+
+def check_geometry(lin: Linearization, domain: Manifold, codomain: Manifold) -> None:
+    """Refuse points off their manifold, and manifolds without directions.
+
+    Raises:
+        ValueError: a point off its manifold; a tangent space of dimension 0.
+    """
+    domain.check_point(lin.x, "x")
+    codomain.check_point(lin.value, "f(x)")
+    for name, manifold, point in (("x", domain, lin.x), ("f(x)", codomain, lin.value)):
+        if manifold.dim(point) < 1:
+            raise ValueError(
+                f"{name}: got points {tuple(point.shape)} of {manifold}, whose tangent spaces have dimension 0, expected at "
+                "least 1: there is no Jacobian to measure"
+            )
+
+
+def metrics_at(lin: Linearization, domain: Manifold, codomain: Manifold) -> tuple[MetricAt, MetricAt]:
+    """The two metrics of a linearisation, after :func:`check_geometry`."""
+    check_geometry(lin, domain, codomain)
+    return domain.at(lin.x), codomain.at(lin.value)
 
 
 def moments_at(
     lin: Linearization, domain: Manifold, codomain: Manifold, estimator: Estimator, generator: Generator = None
 ) -> SpectralMoments:
-    """Moments of a linearisation, after checking that its points lie on the manifolds."""
-    domain.check_point(lin.x, "x")
-    codomain.check_point(lin.value, "f(x)")
-    return estimator(lin, domain.at(lin.x), codomain.at(lin.value), generator)
+    """Moments of a linearisation between two manifolds."""
+    return estimator(lin, *metrics_at(lin, domain, codomain), generator)
 
 
 def spectral_moments(
@@ -50,7 +71,7 @@ def spectral_moments(
         :class:`SpectralMoments`, differentiable in f's parameters (and in x, if x carries a graph).
 
     Raises:
-        ValueError: x or f(x) off a manifold of fixed radius.
+        ValueError: x or f(x) off a manifold of fixed radius; a tangent space of dimension 0.
 
     Example:
         >>> import torch, georeg

@@ -11,6 +11,7 @@ from georeg.diagnostics.ritz import Operator, RitzPairs, ritz
 from georeg.linearize import Engine, Linearization, Map, linearize
 from georeg.manifolds import Euclidean, Manifold
 from georeg.random import Generator
+from georeg.spectral import check_geometry
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,8 @@ def bound(
 ) -> tuple[Linearization, int]:
     """The linearisation of f between two manifolds, its points checked, and d = min(dim M, dim N)."""
     lin = linearize(f, x, chunk_size=chunk_size, engine=engine, detach_x=True)
-    domain.check_point(lin.x.detach(), "x")
-    codomain.check_point(lin.value.detach(), "f(x)")
-    n, m = domain.dim(lin.x), codomain.dim(lin.value)
-    if min(n, m) < 1:
-        raise ValueError(f"x: got tangent spaces of dimension {n} and {m}, expected at least 1: there is nothing to measure")
-    return lin, min(n, m)
+    check_geometry(lin, domain, codomain)
+    return lin, min(domain.dim(lin.x), codomain.dim(lin.value))
 
 
 def pullback_operator(lin: Linearization, domain: Manifold, codomain: Manifold) -> Operator:

@@ -15,6 +15,7 @@ from georeg.manifolds.base import dot
 from georeg.random import Generator
 from georeg.registry import register
 from georeg.regularizer import LossOutput, Options, Regularizer
+from georeg.spectral import metrics_at
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,7 @@ class PathLengthLoss(Regularizer[PathLengths]):
 
     def measure(self, lin: Linearization, generator: Generator = None) -> PathLengths:
         assert isinstance(self.estimator, Hutchinson)
-        self.domain.check_point(lin.x, "x")
-        self.codomain.check_point(lin.value, "f(x)")
-        domain, codomain = self.domain.at(lin.x), self.codomain.at(lin.value)
+        domain, codomain = metrics_at(lin, self.domain, self.codomain)
         before = lin.num_vjps
         u = codomain.random_cotangent(self.estimator.num_probes, generator, probe=self.estimator.distribution)
         g, scale = unit(lin.x, lin.vjp(u))

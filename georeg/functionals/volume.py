@@ -16,6 +16,7 @@ from georeg.moments import safe_ratio
 from georeg.random import Generator
 from georeg.registry import register
 from georeg.regularizer import Options, Regularizer
+from georeg.spectral import metrics_at
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,7 @@ class VolumeLoss(Regularizer[LogVolumes]):
 
     def measure(self, lin: Linearization, generator: Generator = None) -> LogVolumes:
         assert isinstance(self.estimator, Exact)
-        self.domain.check_point(lin.x, "x")
-        self.codomain.check_point(lin.value, "f(x)")
-        domain, codomain = self.domain.at(lin.x), self.codomain.at(lin.value)
+        domain, codomain = metrics_at(lin, self.domain, self.codomain)
         before = lin.num_jvps + lin.num_vjps
         # In orthonormal frames the structural zeros of an embedded tangent space do not appear.
         if choose_side(self.estimator.side, domain, codomain) == "domain":

@@ -57,6 +57,8 @@ class ForwardLinearization(Linearization):
 
     def __init__(self, f: Map, x: Tensor, *, chunk_size: int | None = None) -> None:
         self._f, self.chunk_size = f, chunk_size
+        # A dual number cannot be made of an expanded tensor, whose elements share memory.
+        x = x if x.is_contiguous() else x.clone()
         self._state = torch.get_rng_state()
         self._cuda_state = torch.cuda.get_rng_state() if x.is_cuda else None
         with differentiable_attention():

@@ -10,10 +10,16 @@ from torch import Tensor
 from georeg.linearize.base import Linearization
 
 
+def _zeros(inputs: Tensor, cotangent: Tensor, batched: bool) -> Tensor:
+    """Zero products, with a graph (a loss of them can still be differentiated) and never NaN."""
+    zeros = torch.where(torch.zeros_like(inputs, dtype=torch.bool), inputs, 0)
+    return zeros.expand(len(cotangent), *inputs.shape).clone() if batched else zeros
+
+
 def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool, batched: bool) -> Tensor:
     """∂⟨outputs, cotangent⟩/∂inputs, zero where the outputs do not depend on the inputs at all."""
     if not outputs.requires_grad:
-        return inputs.new_zeros((*cotangent.shape[:1], *inputs.shape) if batched else inputs.shape)
+        return _zeros(inputs, cotangent, batched)
     try:
         (product,) = torch.autograd.grad(
             outputs,
@@ -23,7 +29,6 @@ def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: b
             create_graph=create_graph,
             is_grads_batched=batched,
             allow_unused=True,
-            materialize_grads=True,
         )
     except RuntimeError as error:
         if "derivative for aten::" in str(error) and "not implemented" in str(error):
@@ -33,7 +38,8 @@ def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: b
                 "(georeg.linearize does so itself; linearize_graph cannot)"
             ) from error
         raise
-    return product
+    # Not autograd's materialize_grads, which forgets the axis of the probes.
+    return _zeros(inputs, cotangent, batched) if product is None else product
 
 
 class ReverseLinearization(Linearization):

@@ -11,9 +11,13 @@ from georeg.registry import register
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """‖x‖² per sample with the event axes kept as ones, in x's dtype, 1 where x = 0."""
+    """‖x‖² per sample with the event axes kept as ones, 1 where x = 0.
+
+    In float32 or better: in half precision it overflows at ‖x‖ = 256, where a noised image of 256² is.
+    """
     dims = event_dims(x)
-    squared = x.square().sum(dims, keepdim=True) if dims else x.square()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    squared = wide.square().sum(dims, keepdim=True) if dims else wide.square()
     return torch.where(squared > 0, squared, 1)
 
 
@@ -23,7 +27,7 @@ def embed(x: Tensor, w: Tensor) -> Tensor:
     The Householder reflection that takes ±e₁ to x/‖x‖ takes the other axes to a basis of the tangent
     space; the sign avoids cancellation. Linear in n, where a matrix of the basis is quadratic.
     """
-    unit = (x / squared_norm(x).sqrt()).flatten(1)
+    unit = (x / squared_norm(x).sqrt()).to(x.dtype).flatten(1)
     first = unit[:, :1]
     normal = torch.cat([first + torch.where(first >= 0, 1.0, -1.0).to(x.dtype), unit[:, 1:]], dim=1)
     twice = 2 * dot(unit, normal[:, 1:], w) / dot(unit, normal, normal)
@@ -77,8 +81,8 @@ class Sphere(Manifold):
             )
 
     def proju(self, x: Tensor, vector: Tensor) -> Tensor:
-        along = expand(dot(x, x, vector), x).to(vector.dtype)
-        return vector - x * (along / squared_norm(x))
+        along = expand(dot(x, x, vector), x)
+        return (vector - x * (along / squared_norm(x))).to(vector.dtype)
 
     def sharp(self, x: Tensor, covector: Tensor) -> Tensor:
         return self.proju(x, covector)
@@ -87,7 +91,7 @@ class Sphere(Manifold):
         return self.proju(x, vector)
 
     def projx(self, x: Tensor) -> Tensor:
-        return x if self.radius is None else x * (self.radius / squared_norm(x).sqrt())
+        return x if self.radius is None else (x * (self.radius / squared_norm(x).sqrt())).to(x.dtype)
 
     def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
         # Not P w: a w parallel to x (the same seed drew both) would leave nothing but rounding to normalise.

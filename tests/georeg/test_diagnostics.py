@@ -279,7 +279,7 @@ def test_bad_arguments_are_refused():
         diagnostics.mean_condition_number(f, x, of="lambda")
     with pytest.raises(ValueError, match="x: the smaller dimension is 5000, expected at most 4096"):
         diagnostics.singular_values(torch.sin, torch.zeros(1, 5000))
-    with pytest.raises(ValueError, match="tangent spaces of dimension 0"):
+    with pytest.raises(ValueError, match="tangent spaces have dimension 0"):
         diagnostics.singular_values(torch.sin, torch.ones(2, 1), domain=georeg.Sphere())
     with pytest.raises(ValueError, match="x: got no samples"):
         diagnostics.effective_rank(f, x[:0])
