@@ -3,7 +3,7 @@
 from georeg import diagnostics
 from georeg.accumulate import accumulate
 from georeg.curves import Geodesic, curve_energy, curve_length, geodesic
-from georeg.estimators import Estimator, Exact, Gram, Hutchinson, HutchPP, XTrace
+from georeg.estimators import Auto, Estimator, Exact, Gram, Hutchinson, HutchPP, XTrace
 from georeg.functionals import (
     ConformalLoss,
     ContractiveLoss,
@@ -35,6 +35,7 @@ from georeg.spectral import spectral_moments
 __version__ = "0.1.0"
 
 __all__ = [
+    "Auto",
     "ConformalLoss",
     "ContractiveLoss",
     "CustomMetric",

@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from georeg.estimators import Estimator, Hutchinson
+from georeg.estimators import Estimator, as_estimator
 from georeg.jackknife import Estimate, M, jackknife
 from georeg.linearize import Linearization, Map, linearize, linearize_graph
 from georeg.linearize.base import in_functorch
@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
 
     domain: Manifold | None
     codomain: Manifold | None
-    estimator: Estimator | None
+    estimator: Estimator | str | None
     scope: Scope
     momentum: float | None
     num_groups: int | None
@@ -69,7 +69,8 @@ class Regularizer(nn.Module, ABC, Generic[M]):
 
     Args:
         domain, codomain: manifolds of x and of f(x); default Euclidean.
-        estimator: default ``Hutchinson(num_probes=1, distribution="sphere", side="auto")``.
+        estimator: default ``Hutchinson(num_probes=1, distribution="sphere", side="auto")``; a name, such as
+            ``"auto"`` or ``"exact"``, takes that estimator with its defaults.
         scope: what expectations are pooled over: ``"batch"``, or ``"global"``, all ranks of
             torch.distributed (every rank must then call the loss at each step) and, through
             :func:`georeg.accumulate`, all micro-batches.
@@ -99,7 +100,7 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         *,
         domain: Manifold | None = None,
         codomain: Manifold | None = None,
-        estimator: Estimator | None = None,
+        estimator: Estimator | str | None = None,
         scope: Scope = "batch",
         momentum: float | None = None,
         num_groups: int | None = None,
@@ -115,14 +116,12 @@ class Regularizer(nn.Module, ABC, Generic[M]):
                     f"{name}: got {manifold!r}, expected a georeg manifold such as georeg.Sphere() "
                     "(an instance, not the class)"
                 )
-        if estimator is not None and not isinstance(estimator, Estimator):
-            raise TypeError(f"estimator: got {estimator!r}, expected an estimator such as georeg.Hutchinson(num_probes=4)")
         if scope not in ("batch", "global"):
             raise ValueError(f"scope: got {scope!r}, expected 'batch' or 'global'")
         if degenerate not in ("raise", "zero"):
             raise ValueError(f"degenerate: got {degenerate!r}, expected 'raise' or 'zero'")
         self.domain, self.codomain = domain or Euclidean(), codomain or Euclidean()
-        self.estimator = estimator or Hutchinson()
+        self.estimator = as_estimator(estimator)
         self.scope, self.num_groups = scope, num_groups
         self.chunk_size, self.detach_x, self.project, self.degenerate = chunk_size, detach_x, project, degenerate
         self.running = None if momentum is None else RunningMeans(num_groups or 1, self.num_statistics, momentum)

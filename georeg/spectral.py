@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from georeg.estimators import Estimator, Hutchinson
+from georeg.estimators import Estimator, as_estimator
 from georeg.linearize import Engine, Linearization, Map, linearize
 from georeg.manifolds import Euclidean, Manifold
 from georeg.manifolds.base import MetricAt
@@ -47,7 +47,7 @@ def spectral_moments(
     *,
     domain: Manifold | None = None,
     codomain: Manifold | None = None,
-    estimator: Estimator | None = None,
+    estimator: Estimator | str | None = None,
     generator: Generator = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
@@ -61,7 +61,8 @@ def spectral_moments(
         x: points ``(B, ...)``.
         domain: manifold of x with metric G; default Euclidean.
         codomain: manifold of f(x) with metric H; default Euclidean.
-        estimator: default ``Hutchinson(num_probes=1, distribution="sphere", side="auto")``.
+        estimator: default ``Hutchinson(num_probes=1, distribution="sphere", side="auto")``; a name, such as
+            ``"auto"`` or ``"exact"``, takes that estimator with its defaults.
         generator: seeds the probes; a list of one generator per sample makes the draw independent of
             how a batch is split.
         engine, chunk_size, detach_x: see :func:`linearize`.
@@ -83,4 +84,4 @@ def spectral_moments(
     lin = linearize(
         (lambda p: codomain.projx(f(p))) if project else f, x, engine=engine, chunk_size=chunk_size, detach_x=detach_x
     )
-    return moments_at(lin, domain or Euclidean(), codomain, estimator or Hutchinson(), generator)
+    return moments_at(lin, domain or Euclidean(), codomain, as_estimator(estimator), generator)

@@ -11,7 +11,9 @@ from tests.georeg.test_moments import MANIFOLDS, cometric, network
 
 for _name, _estimator in registered("estimator").items():
     _class = f"Test{_name.title()}Contract"
-    globals()[_class] = type(_class, (EstimatorContract,), {"estimator": _estimator})
+    # Auto has a budget instead of probes; as many products as probes leave it something to estimate.
+    _make = (lambda num_probes, side: georeg.Auto(num_probes, side)) if _name == "auto" else _estimator
+    globals()[_class] = type(_class, (EstimatorContract,), {"estimator": _make})
 
 STOCHASTIC = {"hutchinson": georeg.Hutchinson, "gram": georeg.Gram, "hutchpp": georeg.HutchPP, "xtrace": georeg.XTrace}
 
@@ -244,3 +246,26 @@ def test_the_contract_finds_what_is_broken(law, message):
     suite = type("Broken", (EstimatorContract,), {"estimator": Biased})()
     with pytest.raises(AssertionError, match=message):
         getattr(suite, f"test_{law}")()
+
+
+def test_auto_spends_at_most_its_budget_and_follows_the_dimension():
+    f, x = network(12, 40), torch.randn(2, 12, dtype=torch.float64)
+    for budget, side, kind, spent in (
+        (2, "auto", georeg.Hutchinson, 2),
+        (11, "auto", georeg.Hutchinson, 10),
+        (12, "auto", georeg.Exact, 12),
+        (19, "codomain", georeg.XTrace, 16),
+        (40, "codomain", georeg.Exact, 40),
+    ):
+        estimator = georeg.Auto(budget, side)
+        assert isinstance(estimator.choose(40 if side == "codomain" else 12), kind)
+        assert georeg.spectral_moments(f, x, estimator=estimator).num_products == spent <= budget
+
+
+def test_estimators_by_name():
+    assert isinstance(georeg.IsometryLoss(estimator="auto").estimator, georeg.Auto)
+    assert isinstance(georeg.VolumeLoss(estimator="exact").estimator, georeg.Exact)
+    with pytest.raises(ValueError, match="estimator: got 'hutch', expected one of auto, exact"):
+        georeg.IsometryLoss(estimator="hutch")
+    with pytest.raises(TypeError, match="estimator: got <class"):
+        georeg.IsometryLoss(estimator=georeg.Exact)

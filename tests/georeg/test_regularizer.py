@@ -313,7 +313,7 @@ def test_grad_scaler():
     [
         ({"domain": georeg.Sphere}, TypeError, "domain: got <class .*an instance"),
         ({"codomain": 3}, TypeError, "codomain: got 3"),
-        ({"estimator": "hutchinson"}, TypeError, "estimator: got 'hutchinson'"),
+        ({"estimator": georeg.Hutchinson}, TypeError, "estimator: got <class"),
         ({"scope": "world"}, ValueError, "scope: got 'world'"),
         ({"degenerate": "ignore"}, ValueError, "degenerate: got 'ignore'"),
         ({"momentum": 1.0}, ValueError, "momentum: got 1.0"),
