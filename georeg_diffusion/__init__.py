@@ -25,6 +25,7 @@ __all__ = ["Bundle", "HSpace", "IsometricDiffusionLoss", "IsometryGate", "Object
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'georeg_diffusion' has no attribute {name!r}")
+    import_module("georeg_diffusion._compat")  # before anyone's `from diffusers import …`
     return getattr(import_module(f"georeg_diffusion.{_HOMES[name]}"), name)
 
 

@@ -56,7 +56,7 @@ def test_a_command_without_its_extra_says_which_to_install(installed, tmp_path):
 
 
 def test_an_import_without_its_extra_says_which_to_install(installed, tmp_path):
-    done = python(without("diffusers") + "from georeg_diffusion import IsometricDiffusionLoss", installed, tmp_path)
+    done = python(without("diffusers") + "from georeg_diffusion import HSpace", installed, tmp_path)
     assert done.returncode == 1
     assert "pip install 'georeg[diffusion]'" in done.stderr.splitlines()[-1]
 
