@@ -23,13 +23,16 @@ class Linearization(ABC):
     Attributes:
         x: the points ``(B, ...)``, part of the graph.
         value: f(x) ``(B, ...)``, part of the graph.
+        chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop, which is also
+            taken where a kernel of the map cannot be vectorised.
         num_jvps, num_vjps: products taken so far, one for each probe.
 
     Law: ⟨w, J v⟩ = ⟨Jᵀ w, v⟩ for all v, w.
     """
 
-    def __init__(self, x: Tensor, value: Tensor) -> None:
-        self.x, self.value = x, value
+    def __init__(self, x: Tensor, value: Tensor, chunk_size: int | None = None) -> None:
+        self.x, self.value, self.chunk_size = x, value, chunk_size
+        self._vectorised = True
         self.num_jvps = self.num_vjps = 0
 
     @abstractmethod
@@ -60,6 +63,21 @@ class Linearization(ABC):
         # A checkpointed map runs again inside a product, and must then choose the attention it chose before.
         with outside_inference_mode(), differentiable_attention():
             return product(graph_ready(probes.to(like.dtype)))
+
+    def _in_chunks(self, probes: Tensor, one: Callable[[Tensor], Tensor], many: Callable[[Tensor], Tensor]) -> Tensor:
+        """Products with ``(k, ...)`` probes: ``many`` takes several at once, ``one`` a single one."""
+        size = self.chunk_size or len(probes)
+        if self._vectorised and size > 1 and len(probes) > 1:
+            try:
+                return torch.cat([many(chunk) for chunk in probes.split(size)])
+            except RuntimeError:
+                # Some kernels have no batching rule (GroupNorm's second derivative on torch 2.13 among them). If
+                # the cause is another one, the loop meets it again and raises it.
+                self._vectorised = False
+        return torch.stack([one(probe) for probe in probes])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({tuple(self.x.shape)} -> {tuple(self.value.shape)}, chunk_size={self.chunk_size})"
 
 
 def check_points(x: Tensor) -> None:

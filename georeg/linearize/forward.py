@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from georeg.linearize.base import Linearization, Map, differentiable_attention
 
@@ -41,6 +43,18 @@ def _explained() -> Iterator[None]:
         raise
 
 
+class _ContiguousGroupNorm(TorchFunctionMode):
+    """Give GroupNorm a contiguous tangent, without which its forward-mode formula fails ("view size is not compatible")."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.functional.group_norm, torch.group_norm) and args:
+            # Not .contiguous(): where the value is contiguous already, that leaves the tangent as it is.
+            args = (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 class ForwardLinearization(Linearization):
     """Products by torch.func. f runs again for each chunk of probes, with torch's randomness replayed.
 
@@ -52,32 +66,31 @@ class ForwardLinearization(Linearization):
     Args:
         f: the map.
         x: the points.
-        chunk_size: probes per vectorised product; None for all at once.
+        chunk_size: see :class:`Linearization`.
     """
 
     def __init__(self, f: Map, x: Tensor, *, chunk_size: int | None = None) -> None:
-        self._f, self.chunk_size = f, chunk_size
+        self._f = f
         # A dual number cannot be made of an expanded tensor, whose elements share memory.
         x = x if x.is_contiguous() else x.clone()
         self._state = torch.get_rng_state()
         self._cuda_state = torch.cuda.get_rng_state() if x.is_cuda else None
         with differentiable_attention():
             value = f(x)
-        super().__init__(x, value)
+        super().__init__(x, value, chunk_size)
 
-    def _chunked(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
-        with _explained(), _replayed(self._state, self._cuda_state):
-            if len(probes) == 1:
-                return product(probes[0]).unsqueeze(0)
-            return torch.func.vmap(product, chunk_size=self.chunk_size, randomness="same")(probes)
+    def _products(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
+        def run(one_or_many: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+            with _explained(), _ContiguousGroupNorm(), _replayed(self._state, self._cuda_state):
+                return one_or_many(given)
+
+        many = torch.func.vmap(product, randomness="same")
+        return self._in_chunks(probes, lambda p: run(product, p), lambda p: run(many, p))
 
     def _jvp(self, v: Tensor) -> Tensor:
-        return self._chunked(lambda p: torch.func.jvp(self._f, (self.x,), (p,))[1], v)
+        return self._products(lambda p: torch.func.jvp(self._f, (self.x,), (p,))[1], v)
 
     def _vjp(self, w: Tensor) -> Tensor:
         with _explained(), _replayed(self._state, self._cuda_state):
             pullback = torch.func.vjp(self._f, self.x)[1]
-        return self._chunked(lambda p: pullback(p)[0], w)
-
-    def __repr__(self) -> str:
-        return f"ForwardLinearization({tuple(self.x.shape)} -> {tuple(self.value.shape)}, chunk_size={self.chunk_size})"
+        return self._products(lambda p: pullback(p)[0], w)

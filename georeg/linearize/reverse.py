@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -51,26 +49,12 @@ class ReverseLinearization(Linearization):
     Args:
         x: points that require grad and from whose use ``value`` was computed.
         value: f(x).
-        chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop, which is also
-            taken where a kernel of the map cannot be vectorised.
+        chunk_size: see :class:`Linearization`.
     """
 
     def __init__(self, x: Tensor, value: Tensor, *, chunk_size: int | None = None) -> None:
-        super().__init__(x, value)
-        self.chunk_size = chunk_size
+        super().__init__(x, value, chunk_size)
         self._transposed: tuple[Tensor, Tensor] | None = None
-        self._vectorised = True
-
-    def _chunked(self, product: Callable[..., Tensor], probes: Tensor) -> Tensor:
-        size = self.chunk_size or len(probes)
-        if self._vectorised and size > 1 and len(probes) > 1:
-            try:
-                return torch.cat([product(chunk, batched=True) for chunk in probes.split(size)])
-            except RuntimeError:
-                # Some kernels cannot be batched (GroupNorm's second derivative on torch 2.13 among them). If
-                # the cause is another one, the loop meets it again and raises it.
-                self._vectorised = False
-        return torch.stack([product(p, batched=False) for p in probes])
 
     def _vjp(self, w: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
@@ -84,7 +68,7 @@ class ReverseLinearization(Linearization):
                 return g
             return _grad(self.value, self.x, u, create_graph=create_graph, batched=batched)
 
-        return self._chunked(product, w)
+        return self._in_chunks(w, lambda u: product(u, batched=False), lambda u: product(u, batched=True))
 
     def _jvp(self, v: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
@@ -93,7 +77,8 @@ class ReverseLinearization(Linearization):
                 u = torch.zeros_like(self.value, requires_grad=True)
                 self._transposed = (u, _grad(self.value, self.x, u, create_graph=True, batched=False))
         u, g = self._transposed
-        return self._chunked(lambda p, batched: _grad(g, u, p, create_graph=create_graph, batched=batched), v)
 
-    def __repr__(self) -> str:
-        return f"ReverseLinearization({tuple(self.x.shape)} -> {tuple(self.value.shape)}, chunk_size={self.chunk_size})"
+        def product(p: Tensor, *, batched: bool) -> Tensor:
+            return _grad(g, u, p, create_graph=create_graph, batched=batched)
+
+        return self._in_chunks(v, lambda p: product(p, batched=False), lambda p: product(p, batched=True))

@@ -34,6 +34,16 @@ class Block(nn.Module):
         return self.last(F.silu(self.norm(h + mixed.reshape(b, c, height, width))))
 
 
+class Transposed(nn.GroupNorm):
+    """What follows attention: a norm of tokens that were turned back into an image without a copy."""
+
+    def __init__(self):
+        super().__init__(2, 4)
+
+    def forward(self, x):
+        return super().forward(x.mT.reshape(len(x), 4, 2, 3))
+
+
 def mlp(n=4, m=3):
     return nn.Sequential(nn.Linear(n, 6), nn.Tanh(), nn.Linear(6, m)).double()
 
@@ -56,6 +66,7 @@ MAPS = {
     "slice": lambda: (lambda x: x[:, 1:], torch.randn(2, 6, dtype=torch.float64)),
     "batch norm in eval": lambda: (nn.Sequential(mlp(), nn.BatchNorm1d(3).double()).eval(), torch.randn(3, 4).double()),
     "instance norm": lambda: (nn.InstanceNorm1d(2), torch.randn(3, 2, 5, dtype=torch.float64)),
+    "group norm in attention's layout": lambda: (Transposed().double(), torch.randn(2, 6, 4, dtype=torch.float64)),
     "layer norm": lambda: (nn.LayerNorm(4).double(), torch.randn(3, 4, dtype=torch.float64)),
 }
 
@@ -239,12 +250,13 @@ def test_fused_attention_is_avoided_by_linearize_and_explained_by_linearize_grap
     torch.testing.assert_close(georeg.linearize_graph(x, y).jvp(v), georeg.linearize(f, x).jvp(v))
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2, None])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_dropout_keeps_one_mask_for_the_value_and_all_products(engine):
+def test_dropout_keeps_one_mask_for_the_value_and_all_products(engine, chunk_size):
     """Dropout makes the map linear with a random mask: each product must be with the mask of the value."""
     f = nn.Dropout(0.5).train()
     x = torch.ones(2, 40, dtype=torch.float64)
-    lin = georeg.linearize(f, x, engine=engine)
+    lin = georeg.linearize(f, x, engine=engine, chunk_size=chunk_size)
     mask = lin.value.detach()
     assert 0 < (mask == 0).double().mean() < 1
     ones = torch.ones(3, 2, 40, dtype=torch.float64)
