@@ -157,6 +157,14 @@ class RunningMeans(nn.Module):
         weight = self.weight.to(sums.device) * decay + counts
         if self.training and not sums.is_meta:
             sound = torch.isfinite(sums).all()
-            self.numerator.copy_(torch.where(sound, numerator, self.numerator))
-            self.weight.copy_(torch.where(sound, weight, self.weight))
+            try:
+                self.numerator.copy_(torch.where(sound, numerator, self.numerator))
+                self.weight.copy_(torch.where(sound, weight, self.weight))
+            except RuntimeError as error:
+                if "vmap" not in str(error):
+                    raise
+                raise ValueError(
+                    "momentum: running means are one state, which the samples of torch.func.vmap cannot each update; pass "
+                    "momentum=None, or call .eval() on the loss"
+                ) from error
         return numerator / torch.where(weight > 0, weight, 1).unsqueeze(-1)

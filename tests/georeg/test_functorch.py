@@ -100,6 +100,16 @@ def test_random_probes_inside_vmap_need_a_choice(network, x):
     assert vmap(estimate, randomness="different")(same).unique().numel() == 4
 
 
+@pytest.mark.parametrize("make", [georeg.PathLengthLoss, lambda: georeg.IsometryLoss(momentum=0.9)])
+def test_running_means_inside_vmap_are_refused(network, x, make):
+    regularizer = make()
+    call = lambda s: regularizer(network, s.unsqueeze(0)).loss  # noqa: E731
+    with pytest.raises(ValueError, match=r"momentum: running means are one state.*\.eval\(\)"):
+        vmap(call, randomness="different")(x)
+    regularizer.eval()
+    assert vmap(call, randomness="different")(x).isfinite().all()
+
+
 def test_jacrev_hessian_and_jvp_of_moments(network, x):
     parameters = dict(network.named_parameters())
 
