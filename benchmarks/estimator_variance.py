@@ -131,7 +131,7 @@ def plot(results: Results, d: int, path: Path) -> None:
                 axis.set_ylabel(quantity)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ESTIMATORS), frameon=False)
-    figure.suptitle(f'Which estimator for which budget: d = {d}; above, what estimator="auto" takes', fontsize=13)
+    figure.suptitle(f'Which estimator for which budget, d = {d} (at the top: what estimator="auto" takes)', fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

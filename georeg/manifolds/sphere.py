@@ -21,18 +21,22 @@ def squared_norm(x: Tensor) -> Tensor:
     return torch.where(squared > 0, squared, 1)
 
 
-def embed(x: Tensor, w: Tensor) -> Tensor:
-    """Components w ``(k, B, n−1)`` as tangent vectors of the sphere at x, ``(k, B, *event)``, isometrically.
+def reflect(x: Tensor, vectors: Tensor) -> Tensor:
+    """The Householder reflection that swaps ±e₁ and x/‖x‖, of vectors ``(k, B, n)``; it is its own inverse.
 
-    The Householder reflection that takes ±e₁ to x/‖x‖ takes the other axes to a basis of the tangent
-    space; the sign avoids cancellation. Linear in n, where a matrix of the basis is quadratic.
+    It takes the other axes to a basis of the tangent space; the sign avoids cancellation. Linear in n, where
+    a matrix of the basis is quadratic.
     """
     unit = (x / squared_norm(x).sqrt()).to(x.dtype).flatten(1)
     first = unit[:, :1]
     normal = torch.cat([first + torch.where(first >= 0, 1.0, -1.0).to(x.dtype), unit[:, 1:]], dim=1)
-    twice = 2 * dot(unit, normal[:, 1:], w) / dot(unit, normal, normal)
-    padded = torch.nn.functional.pad(w, (1, 0))
-    return (padded - normal * expand(twice, unit).to(w.dtype)).reshape(len(w), *x.shape)
+    twice = 2 * dot(unit, normal, vectors) / dot(unit, normal, normal)
+    return vectors - normal * expand(twice, unit).to(vectors.dtype)
+
+
+def embed(x: Tensor, w: Tensor) -> Tensor:
+    """Components w ``(k, B, n−1)`` as tangent vectors of the sphere at x, ``(k, B, *event)``, isometrically."""
+    return reflect(x, torch.nn.functional.pad(w, (1, 0))).reshape(len(w), *x.shape)
 
 
 @register("manifold", "sphere")
@@ -98,6 +102,19 @@ class Sphere(Manifold):
         return embed(x, white((k, len(x), event_size(x) - 1), x, probe, generator))
 
     random_cotangent = random_tangent
+
+    def lift(self, x: Tensor, w: Tensor) -> Tensor:
+        return embed(x, w).to(x.dtype)
+
+    def components(self, x: Tensor, vector: Tensor) -> Tensor:
+        point, vectors = x.to(wide(x)), vector.to(wide(x))
+        return reflect(point, vectors.reshape(len(vector), len(x), event_size(x)))[..., 1:]
+
+    def colift(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.lift(x, w)
+
+    def cocomponents(self, x: Tensor, covector: Tensor) -> Tensor:
+        return self.components(x, covector)
 
     def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
         eye = torch.eye(event_size(x) - 1, dtype=wide(x), device=x.device)

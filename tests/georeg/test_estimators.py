@@ -269,3 +269,10 @@ def test_estimators_by_name():
         georeg.IsometryLoss(estimator="hutch")
     with pytest.raises(TypeError, match="estimator: got <class"):
         georeg.IsometryLoss(estimator=georeg.Exact)
+
+
+def test_a_large_sphere_needs_no_matrix_of_its_frame():
+    """That would be 20,000 × 19,999 numbers."""
+    x = torch.randn(1, 20_000)
+    moments = georeg.spectral_moments(lambda p: 2 * p, x, domain=georeg.Sphere(), estimator=georeg.XTrace(4, side="domain"))
+    torch.testing.assert_close(moments.trace, torch.full_like(moments.trace, 4 * 19_999), rtol=1e-5, atol=0)
