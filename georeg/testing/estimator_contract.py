@@ -101,7 +101,7 @@ class EstimatorContract:
 
     def build(self, num_probes: int, side: Side = "auto") -> Estimator:
         """Your estimator with these options."""
-        make: Any = type(self).__dict__.get("estimator", self.estimator)
+        make: Any = inspect.getattr_static(type(self), "estimator")  # a plain function must not become a method
         options = {"num_probes": num_probes, "side": side}
         return make(**{name: options[name] for name in inspect.signature(make).parameters if name in options})
 

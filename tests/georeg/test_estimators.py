@@ -276,3 +276,48 @@ def test_a_large_sphere_needs_no_matrix_of_its_frame():
     x = torch.randn(1, 20_000)
     moments = georeg.spectral_moments(lambda p: 2 * p, x, domain=georeg.Sphere(), estimator=georeg.XTrace(4, side="domain"))
     torch.testing.assert_close(moments.trace, torch.full_like(moments.trace, 4 * 19_999), rtol=1e-5, atol=0)
+
+
+WHITENED = {name: manifold for name, (manifold, _) in MANIFOLDS.items()} | {
+    "product": georeg.Product([georeg.Sphere(), georeg.CustomMetric(lambda y: 1 + y**2)], sizes=[3, 2]),
+    "pullback": georeg.PullbackMetric(lambda y: torch.cat([y.sin(), y], -1)),
+}
+
+
+@pytest.mark.parametrize("side", ["domain", "codomain"])
+@pytest.mark.parametrize("name", WHITENED)
+def test_the_whitened_operator_has_the_moments_of_r(name, side):
+    """All of its columns against Exact, which factorises no metric: values and gradients."""
+    f, x = network(5, 5), torch.randn(3, 5, dtype=torch.float64)
+    ratios = []
+    for estimator in (georeg.XTrace(40, side=side), georeg.Exact()):
+        m = georeg.spectral_moments(f, x, domain=WHITENED[name], codomain=WHITENED[name], estimator=estimator)
+        ratios.append((m.trace_sq / m.trace**2).sum())
+    torch.testing.assert_close(*ratios, rtol=1e-10, atol=0)
+    torch.testing.assert_close(*(gradients(r, f.parameters()) for r in ratios), rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_under_torch_func_and_without_a_graph(name):
+    f, x, estimator = network(9, 9), torch.randn(2, 9, dtype=torch.float64), STOCHASTIC[name](6)
+
+    def loss(parameters):
+        m = georeg.spectral_moments(
+            lambda p: torch.func.functional_call(f, parameters, (p,)), x, estimator=estimator, generator=seeded()
+        )
+        return m.trace_sq.sum() / m.trace.sum() ** 2
+
+    functional = torch.func.grad(loss)({k: v.detach() for k, v in f.named_parameters()})
+    plain = loss(dict(f.named_parameters()))
+    ours = torch.cat([g.flatten() for g in functional.values()])
+    torch.testing.assert_close(ours, gradients(plain, f.parameters()), rtol=1e-8, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(dict(f.named_parameters())), plain.detach(), rtol=1e-10, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(dict(f.named_parameters())), plain.detach(), rtol=1e-10, atol=0)
+
+
+def test_the_objective_may_run_on_the_meta_device():
+    x = torch.zeros(2, 40, device="meta")
+    for estimator in [*(make(12) for make in STOCHASTIC.values()), georeg.Auto(20)]:
+        assert georeg.spectral_moments(lambda p: 2 * p, x, estimator=estimator).trace_sq.is_meta
