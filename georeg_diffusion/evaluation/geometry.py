@@ -32,7 +32,7 @@ class Geometry:
         isometry_pooled: the same samples pooled over all t into one ratio, whose floor is above 1 when the scale of
             the Jacobian varies with t.
         mcn: mean condition number (Eq. 10) over samples and timesteps; this and the next three are None where
-            d > ``MAX_SPECTRUM``.
+            d > ``MAX_SPECTRUM``, or where a Jacobian is singular.
         vor, vor_log: variance of the Riemannian metric (Eq. 11) and its scale-free form, means over t.
         effective_rank: mean of (Tr R)²/Tr R².
         dimension: d, the largest effective rank there can be.
@@ -98,6 +98,8 @@ def geometry(
             sigmas.append(diagnostics.singular_values(encode, x_t[:num_spectra], domain=georeg.Sphere(), chunk_size=32))
     per_t = [jackknife(functional, m) for m in moments]
     sigma = torch.cat(sigmas) if sigmas else None
+    if sigma is not None and not bool((sigma > 0).all()):
+        sigma = None  # a singular Jacobian has no condition number and no logarithm
     return Geometry(
         timesteps,
         per_t,

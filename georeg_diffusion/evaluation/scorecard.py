@@ -88,8 +88,12 @@ def score(
     scores |= {key: _entry(estimate, protocol) for key, estimate, protocol in spectral if estimate is not None}
     if shape.mcn is None:
         console.print(
-            f"{title}: no condition number, VoR or effective rank: they need all {shape.dimension} singular values, and "
-            f"more than {MAX_SPECTRUM} take too long",
+            f"{title}: no condition number, VoR or effective rank: "
+            + (
+                f"they need all {shape.dimension} singular values, and more than {MAX_SPECTRUM} take too long"
+                if shape.dimension > MAX_SPECTRUM
+                else "a Jacobian of the encoder is singular"
+            ),
             style="dim",
         )
     if features is not None:

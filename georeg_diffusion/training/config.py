@@ -101,8 +101,12 @@ class TrainConfig:
         choices=("sphere", "stereographic", "stereographic-flat", "ambient", "isodiff"),
     )
     normalize: bool = option(True, "Multiply the ratio by d, so that 1 is perfect.", panel=_ISOMETRY)
-    num_probes: int = option(1, "Random probes per sample.", panel=_ISOMETRY, minimum=1)
-    estimator: str = option("hutchinson", "Trace estimator.", panel=_ISOMETRY, choices=("hutchinson", "exact"))
+    num_probes: int | None = option(
+        None, "Random probes per sample. Default: the estimator's own, 1 for hutchinson.", panel=_ISOMETRY, minimum=1
+    )
+    estimator: str = option(
+        "hutchinson", "Trace estimator: hutchinson, exact, gram, hutchpp, xtrace, auto, or a plug-in's.", panel=_ISOMETRY
+    )
     timestep_bins: int = option(
         20, "Bins of t within which expectations are pooled; 0 pools over all t.", panel=_ISOMETRY, minimum=0
     )

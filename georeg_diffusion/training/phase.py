@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from georeg.registry import lookup
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, draw_generators
-from georeg_diffusion.errors import RunError
+from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
 from georeg_diffusion.progress import console, progress
 from georeg_diffusion.schedule import IsometryGate
@@ -50,9 +51,6 @@ class Phase:
 
 def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> IsometricDiffusionLoss:
     """The objective that a configuration describes."""
-    estimator = (
-        georeg.Hutchinson(config.num_probes) if config.estimator == "hutchinson" else lookup("estimator", config.estimator)()  # type: ignore[operator]
-    )
     return IsometricDiffusionLoss(
         bundle.network,
         bundle.scheduler,
@@ -62,9 +60,29 @@ def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> Is
         scope="global" if config.scope == "global" else "batch",
         momentum=config.momentum or None,
         metric=config.metric,
-        estimator=estimator,
+        estimator=make_estimator(config),
         at=config.h_module,
     )
+
+
+def make_estimator(config: TrainConfig) -> georeg.Estimator:
+    """The registered estimator (georeg's own, or a plug-in's) that a configuration names.
+
+    Raises:
+        UsageError: an unknown name, or a number of probes for an estimator that has none.
+    """
+    try:
+        make: Callable[..., georeg.Estimator] = lookup("estimator", config.estimator)  # type: ignore[assignment]
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if config.num_probes is None:
+        return make()
+    if "num_probes" not in inspect.signature(make).parameters:
+        raise UsageError(f"--num-probes: got {config.num_probes}, but the estimator {config.estimator!r} takes no probes")
+    try:
+        return make(num_probes=config.num_probes)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainConfig, phase: Phase, out: Path) -> Bundle:

@@ -26,7 +26,7 @@ from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
 from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.config import TrainConfig
-from georeg_diffusion.training.phase import Phase, read_log, train_phase
+from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
 
 _DIGITS_PRETRAINING, _DIGITS_STEPS = 1000, 350
 _PICTURE_STEPS = 20
@@ -57,6 +57,7 @@ def run(config: TrainConfig) -> None:
     if (out / "metrics.json").is_file():
         _print_table(out)
         return
+    make_estimator(config)  # a name that is not known is refused before anything is written
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     images = _images(config)

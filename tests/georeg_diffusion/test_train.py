@@ -266,6 +266,9 @@ def error_of(capsys, *arguments):
         (["--lambda-iso", "nan"], 2, "--lambda-iso: got nan"),
         (["--metric", "round"], 2, "round"),
         (["--nonsense"], 2, "nonsense"),
+        (["--estimator", "guess"], 2, "--estimator: got 'guess', expected one of"),
+        (["--estimator", "exact", "--num-probes", "3"], 2, "--num-probes: got 3, but the estimator 'exact' takes no probes"),
+        (["--estimator", "xtrace", "--num-probes", "1"], 2, "--num-probes"),
         (["--max-train-steps", "many"], 2, "--max-train-steps"),
         (["--config", "none.yaml"], 2, "cannot read none.yaml"),
         (["--model-config-name-or-path", "none.json"], 2, "cannot build a UNet2DModel from none.json"),
@@ -395,6 +398,19 @@ def test_presets_hold_valid_options_and_come_with_the_package(capsys):
     code, error = error_of(capsys, "--preset", "nope")
     assert code == 2
     assert "expected one of digits" in error
+
+
+def test_the_command_line_offers_what_there_is():
+    """Choices that are spelled out, because --help loads no torch, against the code they name."""
+    from dataclasses import fields
+
+    from georeg.registry import registered
+    from georeg_diffusion.latent_metrics import METRICS
+    from georeg_diffusion.training.config import TrainConfig
+
+    entries = {entry.name: entry for entry in fields(TrainConfig)}
+    assert entries["metric"].metadata["choices"] == METRICS
+    assert all(name in entries["estimator"].metadata["help"] for name in registered("estimator"))
 
 
 def test_models_that_are_none(tmp_path, capsys):
