@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from georeg.estimators.base import wide
+from georeg.estimators.base import moment_dtype
 from georeg.manifolds.base import MetricAt
 from georeg.random import Generator
 
@@ -85,7 +85,7 @@ def ritz(
         max_iterations: each applies R to one block.
         generator: seeds the start.
     """
-    dtype = wide(space.x)
+    dtype = moment_dtype(space.x)
     width = min(space.dim, k + 4)
     block = _orthonormal(space.random_tangent(width, generator).to(dtype), None, space, generator)
     basis, image = block[:0], block[:0]

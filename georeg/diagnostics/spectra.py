@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from georeg.diagnostics.top import bound, finite, top_singular
-from georeg.estimators.base import wide
+from georeg.estimators.base import moment_dtype
 from georeg.estimators.exact import axes
 from georeg.linearize import Engine, Linearization, Map
 from georeg.manifolds import Euclidean, Manifold
@@ -27,7 +27,7 @@ def dense_singular_values(lin: Linearization, domain: Manifold, codomain: Manifo
     else:
         coframe = codomain.colift(value, axes(value.new_zeros(len(value), m)))
         matrix = domain.cocomponents(point, lin.vjp(coframe))
-    return torch.linalg.svdvals(finite(matrix).movedim(0, 1).to(wide(point)))
+    return torch.linalg.svdvals(finite(matrix).movedim(0, 1).to(moment_dtype(point)))
 
 
 def singular_values(

@@ -8,7 +8,7 @@ from torch import Tensor
 from georeg.diagnostics.conditioning import Spectrum, check_spectrum, mean
 from georeg.diagnostics.spectra import MAX_DENSE, singular_values
 from georeg.diagnostics.top import bound, finite
-from georeg.estimators.base import wide
+from georeg.estimators.base import moment_dtype
 from georeg.estimators.exact import axes
 from georeg.jackknife import Estimate
 from georeg.linearize import Map
@@ -101,7 +101,7 @@ def affine_invariant_variance(
                 f"x: got {d} dimensions, expected at most {MAX_DENSE}: the metric is written down at each point"
             )
         columns = codomain.components(lin.value.detach(), finite(lin.jvp(axes(lin.x.detach()))))
-        jacobian = columns.movedim(0, -1).to(wide(x))
+        jacobian = columns.movedim(0, -1).to(moment_dtype(x))
         metric = jacobian.mT @ jacobian
         factor, failed = torch.linalg.cholesky_ex(metric.mean(0))
         half = torch.linalg.solve_triangular(factor, jacobian.mT, upper=False)

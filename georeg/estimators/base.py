@@ -11,7 +11,7 @@ from torch import Tensor
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt, dot, event_dims, expand
 from georeg.moments import SpectralMoments
-from georeg.random import Generator
+from georeg.random import PROBES, Generator, Probe
 
 Side = Literal["auto", "domain", "codomain"]
 
@@ -31,6 +31,30 @@ class Estimator(ABC):
         """Moments of the linearisation ``lin`` between two metrics at its points and values."""
 
 
+class ProbeEstimator(Estimator):
+    """An estimator from random probes: what all of those are told, and how that is checked.
+
+    Args:
+        num_probes: K.
+        distribution: ``"sphere"``, ``"gaussian"`` or ``"rademacher"``, see :func:`georeg.random.white`.
+        side: ``"auto"`` (the smaller dimension), ``"domain"`` or ``"codomain"``.
+
+    Raises:
+        ValueError: fewer than one probe; an unknown distribution or side.
+    """
+
+    def __init__(self, num_probes: int, distribution: Probe, side: Side) -> None:
+        if num_probes < 1:
+            raise ValueError(f"num_probes: got {num_probes}, expected at least 1")
+        if distribution not in PROBES:
+            raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(PROBES)}")
+        check_side(side)
+        self.num_probes, self.distribution, self.side = num_probes, distribution, side
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_probes={self.num_probes}, distribution={self.distribution!r}, side={self.side!r})"
+
+
 def check_side(side: str) -> None:
     """Refuse an unknown side."""
     if side not in get_args(Side):
@@ -44,7 +68,7 @@ def choose_side(side: Side, domain: MetricAt, codomain: MetricAt) -> Side:
     return "domain" if domain.dim < codomain.dim else "codomain"
 
 
-def wide(x: Tensor) -> torch.dtype:
+def moment_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which moments are kept: float64, or float32 on a device that has no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
@@ -62,7 +86,7 @@ def unit(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     scaled = values / peak
     length = (scaled.square().sum(dims, keepdim=True).sqrt() if dims else scaled.abs()) * peak
     length = torch.where(length > 0, length, 1)
-    return vectors / length.to(vectors.dtype), length.reshape(vectors.shape[:2]).to(wide(x))
+    return vectors / length.to(vectors.dtype), length.reshape(vectors.shape[:2]).to(moment_dtype(x))
 
 
 def squared_length(x: Tensor, vectors: Tensor, paired: Tensor, scale: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from georeg.estimators.base import Estimator, Side, check_side, variance_of_mean
+from georeg.estimators.base import ProbeEstimator, Side, variance_of_mean
 from georeg.estimators.whitened import Whitened, resphered
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt
@@ -88,7 +87,7 @@ class Split:
 
 
 @register("estimator", "xtrace")
-class XTrace(Estimator):
+class XTrace(ProbeEstimator):
     """τ₁ and τ₂ from K products of A, the symmetric form of R (see :class:`georeg.estimators.whitened.Whitened`).
 
     k = K/2 probes ω_i give Y = A Ω = QR and Z = A Q. With Q_i an orthonormal basis of Y without column i and
@@ -127,10 +126,7 @@ class XTrace(Estimator):
     def __init__(self, num_probes: int = 12, distribution: Probe = "sphere", side: Side = "auto") -> None:
         if num_probes < 4 or num_probes % 2:
             raise ValueError(f"num_probes: got {num_probes}, expected an even number, at least 4: half sketch, half project")
-        if distribution not in get_args(Probe):
-            raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Probe))}")
-        check_side(side)
-        self.num_probes, self.distribution, self.side = num_probes, distribution, side
+        super().__init__(num_probes, distribution, side)
 
     def __call__(
         self, lin: Linearization, domain: MetricAt, codomain: MetricAt, generator: Generator = None
@@ -162,6 +158,3 @@ class XTrace(Estimator):
         with torch.no_grad():
             error = split.standard_error(estimates, s.mT @ Bs, r.mT @ Bs, tested)
         return estimates.mean(1), error
-
-    def __repr__(self) -> str:
-        return f"XTrace(num_probes={self.num_probes}, distribution={self.distribution!r}, side={self.side!r})"

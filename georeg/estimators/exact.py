@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from georeg.estimators.base import Estimator, Side, check_side, choose_side, wide
+from georeg.estimators.base import Estimator, Side, check_side, choose_side, moment_dtype
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt, event_size
 from georeg.moments import SpectralMoments
@@ -67,7 +67,7 @@ class Exact(Estimator):
     @staticmethod
     def _operator(point: Tensor, vectors: Tensor, paired: Tensor, metric: Callable[[Tensor], Tensor]) -> Tensor:
         """metric·⟨vectors_i, paired_j⟩ as matrices ``(B, d, d)`` for d vectors ``(d, B, ...)``."""
-        dtype = wide(point)
+        dtype = moment_dtype(point)
         d, batch = vectors.shape[:2]
         left = vectors.reshape(d, batch, vectors.shape[2:].numel()).movedim(0, 1).to(dtype)
         right = paired.reshape(d, batch, vectors.shape[2:].numel()).movedim(0, 1).to(dtype)

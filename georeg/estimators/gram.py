@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from georeg.estimators.base import Estimator, Side, check_side, choose_side, standard_error, unit
+from georeg.estimators.base import ProbeEstimator, Side, choose_side, standard_error, unit
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt
 from georeg.moments import SpectralMoments
@@ -36,7 +34,7 @@ def mean_of_pairs(pairs: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 @register("estimator", "gram")
-class Gram(Estimator):
+class Gram(ProbeEstimator):
     """τ₁ and τ₂ from K probes and one Jacobian product each.
 
     ========  ============  ========  ========================  ================  =====================
@@ -71,10 +69,7 @@ class Gram(Estimator):
     def __init__(self, num_probes: int = 8, distribution: Probe = "sphere", side: Side = "auto") -> None:
         if num_probes < 2:
             raise ValueError(f"num_probes: got {num_probes}, expected at least 2: τ₂ pairs one probe with another")
-        if distribution not in get_args(Probe):
-            raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Probe))}")
-        check_side(side)
-        self.num_probes, self.distribution, self.side = num_probes, distribution, side
+        super().__init__(num_probes, distribution, side)
 
     def __call__(
         self, lin: Linearization, domain: MetricAt, codomain: MetricAt, generator: Generator = None
@@ -103,6 +98,3 @@ class Gram(Estimator):
             trace_sq_stderr=trace_sq_stderr,
             num_products=lin.num_jvps + lin.num_vjps - before,
         )
-
-    def __repr__(self) -> str:
-        return f"Gram(num_probes={self.num_probes}, distribution={self.distribution!r}, side={self.side!r})"

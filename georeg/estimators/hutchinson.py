@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from georeg.estimators.base import (
-    Estimator,
+    ProbeEstimator,
     Side,
-    check_side,
     choose_side,
     squared_length,
     standard_error,
@@ -21,7 +18,7 @@ from georeg.registry import register
 
 
 @register("estimator", "hutchinson")
-class Hutchinson(Estimator):
+class Hutchinson(ProbeEstimator):
     """τ₁ and τ₂ from K random probes, two Jacobian products each (Hutchinson 1989; Eq. 6 and 8).
 
     ========  =====================  ==========================  ============  ============
@@ -50,12 +47,7 @@ class Hutchinson(Estimator):
     """
 
     def __init__(self, num_probes: int = 1, distribution: Probe = "sphere", side: Side = "auto") -> None:
-        if num_probes < 1:
-            raise ValueError(f"num_probes: got {num_probes}, expected at least 1")
-        if distribution not in get_args(Probe):
-            raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Probe))}")
-        check_side(side)
-        self.num_probes, self.distribution, self.side = num_probes, distribution, side
+        super().__init__(num_probes, distribution, side)
 
     def __call__(
         self, lin: Linearization, domain: MetricAt, codomain: MetricAt, generator: Generator = None
@@ -84,6 +76,3 @@ class Hutchinson(Estimator):
             trace_sq_stderr=standard_error(squares),
             num_products=lin.num_jvps + lin.num_vjps - before,
         )
-
-    def __repr__(self) -> str:
-        return f"Hutchinson(num_probes={self.num_probes}, distribution={self.distribution!r}, side={self.side!r})"

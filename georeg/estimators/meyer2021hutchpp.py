@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 
-from georeg.estimators.base import Estimator, Side, check_side, standard_error
+from georeg.estimators.base import ProbeEstimator, Side, standard_error
 from georeg.estimators.whitened import Whitened, resphered
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt
@@ -16,7 +14,7 @@ from georeg.registry import register
 
 
 @register("estimator", "hutchpp")
-class HutchPP(Estimator):
+class HutchPP(ProbeEstimator):
     """τ₁ and τ₂ from K products of A, the symmetric form of R (see :class:`georeg.estimators.whitened.Whitened`).
 
     A third of K goes to a sketch Y = A S, a third to its orthonormal basis Q, the rest to probes g outside it:
@@ -53,10 +51,7 @@ class HutchPP(Estimator):
     def __init__(self, num_probes: int = 12, distribution: Probe = "sphere", side: Side = "auto") -> None:
         if num_probes < 3:
             raise ValueError(f"num_probes: got {num_probes}, expected at least 3: a sketch, its basis and a probe")
-        if distribution not in get_args(Probe):
-            raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Probe))}")
-        check_side(side)
-        self.num_probes, self.distribution, self.side = num_probes, distribution, side
+        super().__init__(num_probes, distribution, side)
 
     def __call__(
         self, lin: Linearization, domain: MetricAt, codomain: MetricAt, generator: Generator = None
@@ -80,6 +75,3 @@ class HutchPP(Estimator):
             trace_sq_stderr=standard_error(squares),
             num_products=A.num_products,
         )
-
-    def __repr__(self) -> str:
-        return f"HutchPP(num_probes={self.num_probes}, distribution={self.distribution!r}, side={self.side!r})"

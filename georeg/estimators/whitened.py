@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from georeg.estimators.base import Side, choose_side, unit, wide
+from georeg.estimators.base import Side, choose_side, moment_dtype, unit
 from georeg.linearize import Linearization
 from georeg.manifolds.base import MetricAt
 from georeg.moments import SpectralMoments
@@ -38,7 +38,7 @@ class Whitened:
     def probes(self, k: int, probe: str, generator: Generator) -> Tensor:
         """White columns ``(B, d, k)``; see :func:`georeg.random.white`."""
         x = self._at.x
-        return white((k, len(x), self.dim), x, probe, generator).to(wide(x)).movedim(0, -1)
+        return white((k, len(x), self.dim), x, probe, generator).to(moment_dtype(x)).movedim(0, -1)
 
     def __call__(self, columns: Tensor) -> Tensor:
         """A times columns ``(B, d, k)``, two Jacobian products for each, in the dtype of the moments."""
@@ -57,7 +57,7 @@ class Whitened:
     def exact(self) -> SpectralMoments:
         """Both moments from d columns, which a budget of as many products of A is better spent on."""
         point = self._at.x
-        matrix = self(torch.eye(self.dim, dtype=wide(point), device=point.device).expand(len(point), -1, -1))
+        matrix = self(torch.eye(self.dim, dtype=moment_dtype(point), device=point.device).expand(len(point), -1, -1))
         trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
         none = torch.zeros_like(trace)
         return SpectralMoments(trace, matrix.square().sum((1, 2)), self.rank, none, none, self.num_products)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from georeg.estimators import Exact
-from georeg.estimators.base import choose_side, wide
+from georeg.estimators.base import choose_side, moment_dtype
 from georeg.estimators.exact import axes
 from georeg.linearize import Linearization
 from georeg.moments import safe_ratio
@@ -111,7 +111,7 @@ class VolumeLoss(Regularizer[LogVolumes]):
 def _gram(vectors: Tensor, paired: Tensor) -> Tensor:
     """⟨vectors_i, paired_j⟩ ``(B, d, d)``, symmetrised, of ``(d, B, *event)``."""
     size = vectors.shape[2:].numel()
-    left, right = (v.reshape(*v.shape[:2], size).movedim(0, 1).to(wide(v)) for v in (vectors, paired))
+    left, right = (v.reshape(*v.shape[:2], size).movedim(0, 1).to(moment_dtype(v)) for v in (vectors, paired))
     gram = left @ right.mT
     return (gram + gram.mT) / 2
 

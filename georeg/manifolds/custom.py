@@ -8,11 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from georeg.manifolds.base import Manifold, MetricAt, event_size, unreadable, wide
+from georeg.manifolds.base import MetricAt, unreadable, wide
+from georeg.manifolds.coordinate import CoordinateMetric
 from georeg.random import Generator, Probe, white
 
 
-class CustomMetric(Manifold):
+class CustomMetric(CoordinateMetric):
     """ℝᵈ with the metric G(x) that ``fn`` returns.
 
     Args:
@@ -41,29 +42,8 @@ class CustomMetric(Manifold):
             raise TypeError(f"fn: got {type(fn).__name__}, expected a function from points (B, ...) to the metric")
         self.fn = fn
 
-    def dim(self, x: Tensor) -> int:
-        return event_size(x)
-
     def at(self, x: Tensor) -> CustomMetricAt:
         return CustomMetricAt(self, x)
-
-    def sharp(self, x: Tensor, covector: Tensor) -> Tensor:
-        return self.at(x).sharp(covector)
-
-    def flat(self, x: Tensor, vector: Tensor) -> Tensor:
-        return self.at(x).flat(vector)
-
-    def projx(self, x: Tensor) -> Tensor:
-        return x
-
-    def proju(self, x: Tensor, vector: Tensor) -> Tensor:
-        return vector
-
-    def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
-        return self.at(x).random_tangent(k, generator, probe=probe)
-
-    def random_cotangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
-        return self.at(x).random_cotangent(k, generator, probe=probe)
 
 
 class CustomMetricAt(MetricAt):

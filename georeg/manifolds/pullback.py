@@ -11,13 +11,14 @@ from torch import Tensor
 from georeg.linearize import Map, linearize
 from georeg.linearize.base import in_functorch
 from georeg.manifolds.base import Manifold, MetricAt, dot, event_size, expand, unreadable
+from georeg.manifolds.coordinate import CoordinateMetric
 from georeg.manifolds.custom import CustomMetric, CustomMetricAt
 from georeg.manifolds.euclidean import Euclidean
 from georeg.manifolds.solve import conjugate_gradients, implicit_solve
 from georeg.random import Generator, Probe, white
 
 
-class PullbackMetric(Manifold):
+class PullbackMetric(CoordinateMetric):
     """ℝᵈ with the metric that a map f into (N, H) induces, G(x) = Jᵀ H(f(x)) J, e.g. of a feature network.
 
     *As a codomain* it is matrix-free: ``flat`` is one product with J and one with Jᵀ, and a probe is
@@ -83,29 +84,8 @@ class PullbackMetric(Manifold):
         self.f, self.codomain, self.damping, self.solver = f, codomain or Euclidean(), damping, solver
         self.tolerance, self.max_iterations, self.chunk_size = tolerance, max_iterations, chunk_size
 
-    def dim(self, x: Tensor) -> int:
-        return event_size(x)
-
     def at(self, x: Tensor) -> PullbackAt:
         return PullbackAt(self, x)
-
-    def sharp(self, x: Tensor, covector: Tensor) -> Tensor:
-        return self.at(x).sharp(covector)
-
-    def flat(self, x: Tensor, vector: Tensor) -> Tensor:
-        return self.at(x).flat(vector)
-
-    def projx(self, x: Tensor) -> Tensor:
-        return x
-
-    def proju(self, x: Tensor, vector: Tensor) -> Tensor:
-        return vector
-
-    def random_tangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
-        return self.at(x).random_tangent(k, generator, probe=probe)
-
-    def random_cotangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
-        return self.at(x).random_cotangent(k, generator, probe=probe)
 
     def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.frame(x), self.at(x).dense.factor
