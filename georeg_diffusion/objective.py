@@ -13,7 +13,7 @@ import georeg
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
 from georeg.random import Generator
-from georeg_diffusion._compat import diffusers
+from georeg_diffusion.batch import generators_of, out_of_inference_mode, random_noise, random_timesteps, rows_of
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.latent_metrics import isodiff_point, latent_manifold
 from georeg_diffusion.schedule import IsometryGate, alphas_cumprod, noised, training_target
@@ -64,7 +64,7 @@ class IsometricDiffusionLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from georeg_diffusion._compat import diffusers
+        >>> from georeg_diffusion.batch import generators_of, out_of_inference_mode, random_noise, random_timesteps, rows_of
         >>> from georeg_diffusion import IsometricDiffusionLoss
         >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
         ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
@@ -152,14 +152,52 @@ class IsometricDiffusionLoss(nn.Module):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self(
-                    *map(_ordinary, (x0, timesteps, noise)),
+                    *map(out_of_inference_mode, (x0, timesteps, noise)),
                     generator,
                     isometry_scale=isometry_scale,
-                    **_ordinary(conditioning),
+                    **out_of_inference_mode(conditioning),
                 )
-        batch, total = len(x0), self.num_train_timesteps
+        steps = self._checked_timesteps(timesteps, len(x0), generator)
+        noise = random_noise(x0, generator) if noise is None else noise
+        alpha_bar = alphas_cumprod(self.noise_scheduler, steps)
+        target = training_target(x0, noise, alpha_bar, self.noise_scheduler.config.prediction_type)
+        inputs = {"sample": noised(x0, noise, alpha_bar), "timestep": steps.to(x0.device), **conditioning}
+
+        # The batch is split before the first convolution: only samples past the gate pay for their Jacobian.
+        is_active = isometry_scale != 0 and self.gate.weight != 0
+        is_open = self.gate.open(steps, self.num_train_timesteps) & is_active
+        gated, rest = is_open.nonzero().flatten(), (~is_open).nonzero().flatten()
+        squared_error = x0.new_zeros((), dtype=torch.promote_types(x0.dtype, torch.float32))
+        prediction, result = x0, None
+        if len(rest):
+            prediction = self._predict(rows_of(inputs, rest, len(x0)))
+            squared_error = squared_error + (prediction - rows_of(target, rest, len(x0))).to(squared_error).square().sum()
+        if len(gated):
+            prediction, latent, feature = self._predict_and_encode(rows_of(inputs, gated, len(x0)))
+            squared_error = squared_error + (prediction - rows_of(target, gated, len(x0))).to(squared_error).square().sum()
+            probes = generators_of(generator, gated)
+            result = self.regularizer.of_graph(latent, feature, self._bins(steps[gated]), generator=probes)
+        denoising = squared_error / max(x0.numel(), 1)
+
+        world = 1
+        if is_active and self.regularizer.scope == "global" and dist.is_available() and dist.is_initialized():
+            world = dist.get_world_size()
+            if result is None:
+                result = self._join_without_samples(inputs, prediction)
+        if result is None:
+            isometry, functional = prediction[:0].sum().to(denoising), torch.zeros_like(denoising)
+        else:
+            share = result.count.to(denoising) / (len(x0) * world)
+            isometry = self.gate.weight * isometry_scale * share * result.loss.to(denoising)
+            functional = result.loss.detach()
+        moments = result.moments if result is not None and len(gated) else None
+        return ObjectiveOutput(denoising + isometry, denoising, isometry, functional, len(gated), moments)
+
+    def _checked_timesteps(self, timesteps: Tensor | None, batch: int, generator: Generator) -> Tensor:
+        """Timesteps ``(B,)`` on the host."""
+        total = self.num_train_timesteps
         if timesteps is None:
-            timesteps = random_timesteps(batch, total, generator)
+            return random_timesteps(batch, total, generator)
         if timesteps.shape != (batch,) or timesteps.is_floating_point():
             raise ValueError(
                 f"timesteps: got shape {tuple(timesteps.shape)} and dtype {timesteps.dtype}, expected {batch} integers"
@@ -167,125 +205,39 @@ class IsometricDiffusionLoss(nn.Module):
         steps = timesteps.cpu()
         if batch and not 0 <= int(steps.min()) <= int(steps.max()) < total:
             raise ValueError(f"timesteps: got {int(steps.min())} to {int(steps.max())}, expected them in [0, {total})")
-        if noise is None:
-            noise = random_noise(x0, generator)
-        alpha_bar = alphas_cumprod(self.noise_scheduler, steps)
-        x_t = noised(x0, noise, alpha_bar)
-        target = training_target(x0, noise, alpha_bar, self.noise_scheduler.config.prediction_type)
+        return steps
 
-        is_open = self.gate.open(steps, total)
-        if isometry_scale == 0 or self.gate.weight == 0:
-            is_open = torch.zeros_like(is_open)
-        active = isometry_scale != 0 and self.gate.weight != 0
-        gated, rest = is_open.nonzero().flatten(), (~is_open).nonzero().flatten()
+    def _predict(self, inputs: dict[str, Any]) -> Tensor:
+        arguments = dict(inputs)
+        prediction: Tensor = self.network(arguments.pop("sample"), arguments.pop("timestep"), **arguments).sample
+        return prediction
 
-        squared_error = x0.new_zeros((), dtype=torch.promote_types(x0.dtype, torch.float32))
-        prediction = x_t
-        result = None
-        for rows, with_isometry in ((rest, False), (gated, True)):
-            if not len(rows):
-                continue
-            selected = {name: _rows(value, rows, batch) for name, value in conditioning.items()}
-            arguments = (_rows(x_t, rows, batch), steps[rows].to(x0.device))
-            if with_isometry and self.metric != "isodiff":
-                # Under no_grad (a validation loss) J still needs the encoder's graph.
-                with torch.enable_grad(), self.h_space.capture() as captured:
-                    prediction = self.network(*arguments, **selected).sample
-                latent, feature = captured.x, captured.h
-            else:
-                prediction = self.network(*arguments, **selected).sample
-            squared_error = squared_error + (prediction.to(squared_error) - _rows(target, rows, batch)).square().sum()
-            if with_isometry:
-                if self.metric == "isodiff":
-                    latent, feature = self._separate_pass(*arguments, **selected)
-                probes = _rows_of_generators(generator, rows)
-                result = self.regularizer.of_graph(latent, feature, self._bins(steps[rows]), generator=probes)
-        denoising = squared_error / max(x0.numel(), 1)
+    def _predict_and_encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Prediction, x_t and h with the graph between them, from one forward pass."""
+        if self.metric == "isodiff":  # the released code's own pass, at the point it moves x_t to
+            arguments = dict(inputs)
+            latent = isodiff_point(arguments.pop("sample")).detach().requires_grad_()
+            with torch.enable_grad(), differentiable_attention():
+                feature = self.h_space.encode(latent, arguments.pop("timestep"), **arguments)
+            return self._predict(inputs), latent, feature
+        # Under no_grad (a validation loss) J still needs the encoder's graph.
+        with torch.enable_grad(), self.h_space.capture() as captured:
+            prediction = self._predict(inputs)
+        return prediction, captured.x, captured.h
 
-        world = dist.get_world_size() if self._is_pooled_over_ranks() else 1
-        if result is None and active and world > 1:
-            # Every rank joins the all-reduce, also one whose samples all stayed outside the gate.
-            with torch.no_grad():
-                shape = self.h_space.encode(
-                    x_t[:1],
-                    steps[:1].to(x0.device),
-                    **{name: _rows(value, torch.zeros(1, dtype=torch.long), batch) for name, value in conditioning.items()},
-                ).shape
-            nobody = prediction[:0]
-            feature = nobody.flatten(1)[:, :1].expand(0, shape[1:].numel()).reshape(0, *shape[1:])
-            result = self.regularizer.of_graph(nobody, feature, steps[:0])
-        if result is None:
-            isometry, functional = prediction[:0].sum().to(denoising), torch.zeros_like(denoising)
-        else:
-            share = result.count.to(denoising) / (batch * world)
-            isometry = self.gate.weight * isometry_scale * share * result.loss.to(denoising)
-            functional = result.loss.detach()
-        return ObjectiveOutput(
-            denoising + isometry,
-            denoising,
-            isometry,
-            functional,
-            len(gated),
-            None if not len(gated) or result is None else result.moments,
-        )
+    def _join_without_samples(self, inputs: dict[str, Any], prediction: Tensor) -> georeg.LossOutput[Any]:
+        """Every rank joins the all-reduce, also one whose samples all stayed outside the gate."""
+        arguments = rows_of(inputs, torch.zeros(1, dtype=torch.long), len(prediction))
+        with torch.no_grad():
+            shape = self.h_space.encode(arguments.pop("sample"), arguments.pop("timestep"), **arguments).shape
+        nobody = prediction[:0] if prediction.requires_grad else prediction[:0].requires_grad_()
+        feature = nobody.flatten(1)[:, :1].expand(0, shape[1:].numel()).reshape(0, *shape[1:])
+        return self.regularizer.of_graph(nobody, feature, self._bins(torch.zeros(0, dtype=torch.long)))
 
     def _bins(self, timesteps: Tensor) -> Tensor | None:
         if self.timestep_bins < 1:
             return None
         return timesteps * self.timestep_bins // self.num_train_timesteps
 
-    def _is_pooled_over_ranks(self) -> bool:
-        return self.regularizer.scope == "global" and dist.is_available() and dist.is_initialized()
-
-    def _separate_pass(self, x_t: Tensor, t: Tensor, **conditioning: Any) -> tuple[Tensor, Tensor]:
-        """The released code's own forward pass, at the point it moves x_t to."""
-        latent = isodiff_point(x_t).detach().requires_grad_()
-        with torch.enable_grad(), differentiable_attention():
-            return latent, self.h_space.encode(latent, t, **conditioning)
-
     def extra_repr(self) -> str:
         return f"gate={self.gate}, metric={self.metric!r}, timestep_bins={self.timestep_bins}"
-
-
-def random_timesteps(batch: int, total: int, generator: Generator = None) -> Tensor:
-    """Uniform timesteps ``(batch,)`` in [0, total), on the host."""
-    if isinstance(generator, (list, tuple)):
-        draws = [torch.randint(total, (1,), generator=g, device=g.device) for g in generator]
-        return torch.cat(draws).cpu() if draws else torch.zeros(0, dtype=torch.long)
-    device = "cpu" if generator is None else generator.device  # type: ignore[union-attr]
-    return torch.randint(total, (batch,), generator=generator, device=device).cpu()  # type: ignore[arg-type]
-
-
-def random_noise(like: Tensor, generator: Generator = None) -> Tensor:
-    """Standard normal noise shaped like a batch."""
-    if like.device.type == "meta":
-        return torch.empty_like(like)
-    source = list(generator) if isinstance(generator, (list, tuple)) else generator
-    noise: Tensor = diffusers.utils.torch_utils.randn_tensor(
-        tuple(like.shape), generator=source, device=like.device, dtype=like.dtype
-    )
-    return noise
-
-
-def _rows(value: Any, rows: Tensor, batch: int) -> Any:
-    """The given rows of a tensor with B rows; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
-        return value if len(rows) == batch else value.index_select(0, rows.to(value.device))
-    if isinstance(value, dict):
-        return {name: _rows(item, rows, batch) for name, item in value.items()}
-    return value
-
-
-def _ordinary(value: Any) -> Any:
-    """A copy of what was born in inference mode, which cannot enter a graph; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {name: _ordinary(item) for name, item in value.items()}
-    return value
-
-
-def _rows_of_generators(generator: Generator, rows: Tensor) -> Generator:
-    if isinstance(generator, (list, tuple)):
-        return [generator[i] for i in rows.tolist()]
-    return generator

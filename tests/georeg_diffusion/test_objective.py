@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import georeg
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
-from georeg_diffusion.objective import random_timesteps
+from georeg_diffusion.batch import random_timesteps
 from georeg_diffusion.schedule import alphas_cumprod, noised
 from tests.conftest import gradients
 from tests.georeg_diffusion.conftest import small_unet
