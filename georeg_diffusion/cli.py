@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(str(error), 2)
     except RunError as error:
         _stop(str(error), 1)
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to go on from the last checkpoint", 130)
 

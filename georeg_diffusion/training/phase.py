@@ -20,6 +20,7 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, draw_generators
 from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
 from georeg_diffusion.progress import console, progress
 from georeg_diffusion.schedule import IsometryGate
@@ -50,7 +51,15 @@ class Phase:
 
 
 def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> IsometricDiffusionLoss:
-    """The objective that a configuration describes."""
+    """The objective that a configuration describes.
+
+    Raises:
+        UsageError: the h-space module is not a submodule of the network.
+    """
+    try:
+        HSpace(bundle.network, config.h_module)
+    except ValueError as error:
+        raise UsageError(f"--h-module: {error}") from error
     return IsometricDiffusionLoss(
         bundle.network,
         bundle.scheduler,

@@ -107,7 +107,8 @@ def _claim(out: Path, config: TrainConfig) -> None:
             raise RunError(f"cannot read {record}: {error}; pass --overwrite-output-dir to start again") from error
         now = as_plain(config)
         changed = [name for name in now if name not in _FREE and now[name] != before.get(name, now[name])]
-        if changed:
+        # A run that was refused before its first step left nothing worth protecting.
+        if changed and any((out / "logs").glob("*.jsonl")):
             differences = ", ".join(f"{flag_of(name)} {before[name]} → {now[name]}" for name in changed)
             raise UsageError(
                 f"--output-dir: {out} holds another run ({differences}); choose another folder, repeat its options to "

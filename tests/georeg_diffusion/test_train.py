@@ -266,6 +266,8 @@ def error_of(capsys, *arguments):
         (["--lambda-iso", "nan"], 2, "--lambda-iso: got nan"),
         (["--metric", "round"], 2, "round"),
         (["--nonsense"], 2, "nonsense"),
+        (["--h-module", "nowhere"], 2, "--h-module: at: got 'nowhere'"),
+        (["--output-dir", "/proc/nowhere"], 1, "/proc/nowhere"),
         (["--estimator", "guess"], 2, "--estimator: got 'guess', expected one of"),
         (["--estimator", "exact", "--num-probes", "3"], 2, "--num-probes: got 3, but the estimator 'exact' takes no probes"),
         (["--estimator", "xtrace", "--num-probes", "1"], 2, "--num-probes"),
@@ -276,9 +278,16 @@ def error_of(capsys, *arguments):
 )
 def test_a_users_mistake_gets_one_line_and_a_code(tmp_path, capsys, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
-    got, error = error_of(capsys, *arguments, "--output-dir", tmp_path / "out", "--report-to", "none", "--cpu")
+    got, error = error_of(capsys, "--output-dir", tmp_path / "out", *arguments, "--report-to", "none", "--cpu")
     assert got == code
     assert message in error.replace("│", "").replace("  ", " ")
+
+
+def test_a_refused_start_does_not_claim_the_folder(tmp_path, model):
+    arguments = ["train", *TINY, "--pretrained-model-name-or-path", model, "--max-train-steps", 1, "--no-evaluate",
+                 "--output-dir", tmp_path / "out"]  # fmt: skip
+    assert cli(*arguments, "--h-module", "nowhere") == 2
+    assert cli(*arguments) == 0
 
 
 def test_foreign_folders_are_never_deleted(tmp_path, capsys):
