@@ -13,6 +13,7 @@ import torch
 import georeg
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,7 @@ def test_sphere_autoencoder(tmp_path):
 def test_digits_autoencoder(tmp_path):
     printed = run_example("digits_autoencoder.py", tmp_path)
     assert is_picture(tmp_path / "digits_autoencoder.png")
-    number = r"([\d.]+(?:e[+-]?\d+)?)"
-    pattern = rf"reconstruction error {number}, normalised loss {number}.*, mean condition number {number}"
+    pattern = rf"reconstruction error {NUMBER}, normalised loss {NUMBER}.*, mean condition number {NUMBER}"
     (error, loss, condition), (error2, loss2, condition2) = (map(float, row) for row in re.findall(pattern, printed))
     assert loss2 < 1.2 < loss
     assert condition2 < condition
@@ -141,3 +141,35 @@ def test_digits_autoencoder(tmp_path):
 
 def test_digits_example_is_short():
     assert len((EXAMPLES / "digits_autoencoder.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"), [("plain_loop.py", "plain_loop.pt"), ("lightning_module.py", "lightning_module.ckpt")]
+)
+def test_training_loops_improve_both_losses(tmp_path, name, saved):
+    printed = run_example(name, tmp_path)
+    rows = re.findall(rf"(before|after): reconstruction error {NUMBER}, normalised loss {NUMBER}", printed)
+    (first, *before), (last, *after) = rows
+    assert (first, last) == ("before", "after")
+    (error, loss), (error2, loss2) = map(float, before), map(float, after)
+    assert error2 < 0.2 * error
+    assert loss2 < 1.05 < 1.3 < loss  # without the loss it ends at 1.33
+    assert torch.load(tmp_path / saved, weights_only=False)
+
+
+@pytest.mark.slow
+def test_vae_warmup(tmp_path):
+    printed = run_example("vae_warmup.py", tmp_path)
+    assert is_picture(tmp_path / "vae_warmup.png")
+    pattern = rf"^([\w -]+): .*−ELBO {NUMBER}, normalised loss {NUMBER}"
+    rows = {name: (float(elbo), float(loss)) for name, elbo, loss in re.findall(pattern, printed, re.M)}
+    assert set(rows) == {"no loss", "full weight", "warm-up"}
+    elbo, loss = rows["no loss"]
+    for name in ("full weight", "warm-up"):
+        assert rows[name][1] < 1.02 < 1.05 < loss
+        assert rows[name][0] < 1.1 * elbo
+
+
+@pytest.mark.parametrize("name", ["plain_loop.py", "lightning_module.py", "vae_warmup.py"])
+def test_examples_stay_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 80
