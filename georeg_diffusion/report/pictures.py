@@ -100,8 +100,14 @@ def interpolation(
     _save(figure, target)
 
 
-def losses(logs: dict[str, list[dict[str, Any]]], target: Path) -> None:
-    """Denoising loss and normalised isometry loss against steps, for each phase."""
+def losses(logs: dict[str, list[dict[str, Any]]], target: Path, *, base_isometry: float | None = None) -> None:
+    """Denoising loss and normalised isometry loss against steps, for each phase.
+
+    Args:
+        logs: entries by phase.
+        target: the picture.
+        base_isometry: the finished base model's isometry loss, drawn as a line to compare with.
+    """
     figure = _figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     before = max((entry["step"] for entry in logs.get("pretrained", [])), default=0)
@@ -117,6 +123,9 @@ def losses(logs: dict[str, list[dict[str, Any]]], target: Path) -> None:
     left.set(title="Denoising loss (training batches)", xlabel="optimiser step", ylabel="mean-squared error", yscale="log")
     right.set(title="Isometry loss of the gated samples", xlabel="optimiser step", ylabel="normalised ratio, 1 is perfect")
     right.axhline(1, color="0.4", lw=0.8, ls="--")
+    if base_isometry is not None:
+        right.axhline(base_isometry, color=COLORS["base"], lw=1.2, ls="--", label=f"{TITLES['base']}, at its end")
+        right.set_ylim(bottom=0)
     for ax in (left, right):
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[1]:

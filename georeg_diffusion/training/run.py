@@ -247,7 +247,6 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
     """Score the models, write the pictures, and metrics.json last: it marks the run as finished."""
     names = ["base", "isometric"] if is_comparison else ["isometric"]
     logs = {name: read_log(out / "logs" / f"{name}.jsonl") for name in ("pretrained", *names)}
-    pictures.losses(logs, out / "loss.png")
     scores: dict[str, Any] = {}
     classifier = None
     if config.evaluate:
@@ -262,6 +261,8 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
             )
         pictures.samples(models, out / "samples.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
         pictures.interpolation(models, out / "interpolation.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
+    base_isometry = scores["base"]["isometry"]["value"] if "base" in scores and config.normalize else None
+    pictures.losses(logs, out / "loss.png", base_isometry=base_isometry)
     notes = {"features": classifier.name if classifier else None, "lambda_iso": config.lambda_iso, "seed": config.seed}
     write_json(out / "metrics.json", {"models": scores, **notes})
     _print_table(out)
