@@ -76,6 +76,12 @@ class Geodesic:
         residual: ``(B,)``, ‖∇ log E‖ times the distance of the ends in the coordinates, 0 at a minimum; the
             energy's relative excess is of the order of its square.
         converged: ``(B,)``, residual at most the tolerance.
+
+    Example:
+        >>> import torch, georeg
+        >>> line = georeg.geodesic(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), georeg.Euclidean(), steps=2)
+        >>> line.path.squeeze(1).tolist(), line.length.item(), line.energy.item(), line.converged.item()
+        ([[0.0, 0.0], [1.5, 2.0], [3.0, 4.0]], 5.0, 12.5, True)
     """
 
     path: Tensor

@@ -28,6 +28,9 @@ def lerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
         x0, x1: end points ``(B, ...)``.
         t: a number, or steps ``(S,)``, which add a leading axis ``(S, B, ...)``.
 
+    Raises:
+        ValueError: ends of different shapes, or without a batch axis.
+
     Example:
         >>> import torch, georeg
         >>> georeg.lerp(torch.zeros(1, 2), torch.ones(1, 2), 0.25)
@@ -50,6 +53,9 @@ def slerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
         x0, x1: end points ``(B, ...)``; an event of any shape is one vector.
         t: a number, or steps ``(S,)``, which add a leading axis ``(S, B, ...)``.
 
+    Raises:
+        ValueError: ends of different shapes, or without a batch axis.
+
     Example:
         >>> import torch, georeg
         >>> path = georeg.slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 0.5, 1.0]))
@@ -57,6 +63,9 @@ def slerp(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
         tensor([[1.0000, 0.0000],
                 [0.7071, 0.7071],
                 [0.0000, 1.0000]])
+
+    References:
+        Shoemake 1985, Animating rotation with quaternion curves.
     """
     _check_ends(x0, x1)
     dtype = torch.promote_types(x0.dtype, torch.float32)

@@ -41,6 +41,13 @@ class Estimate:
         value: jackknife-corrected: a ratio of means is biased by O(1/n), and this removes it.
         stderr: jackknife standard error; None from fewer than two samples.
         n: number of samples.
+
+    Example:
+        >>> import torch, georeg
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])                # τ₁ = 4x²
+        >>> estimate = georeg.ContractiveLoss(estimator=georeg.Exact())(torch.square, x).estimate()
+        >>> print(estimate, "from", estimate.n)
+        18.67 ± 9.3 from 3
     """
 
     value: float

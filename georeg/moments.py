@@ -23,6 +23,13 @@ class SpectralMoments:
             when the trace is exact.
         trace_sq_stderr: likewise for ``trace_sq``.
         num_products: Jacobian products (J or Jᵀ times one vector for the whole batch) that were spent.
+
+    Example:
+        >>> import torch, georeg
+        >>> stretch = torch.tensor([1.0, 2.0])                     # R = diag(1, 4)
+        >>> m = georeg.spectral_moments(lambda x: x * stretch, torch.zeros(1, 2), estimator=georeg.Exact())
+        >>> m.trace.item(), m.trace_sq.item(), m.rank, m.num_products
+        (5.0, 17.0, 2, 2)
     """
 
     trace: Tensor

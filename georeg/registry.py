@@ -18,8 +18,21 @@ _PLUGINS_LOADED = False
 def register(kind: str, name: str) -> Callable[[T], T]:
     """Class decorator that files an object under ``(kind, name)``.
 
+    Args:
+        kind: ``"manifold"``, ``"estimator"``, ``"functional"`` or ``"backbone"``.
+        name: by which the command line, benchmarks and contract suites know it.
+
     Raises:
         ValueError: if another object already has that name.
+
+    Example:
+        >>> import georeg
+        >>> from georeg.registry import lookup
+        >>> @georeg.register("example", "mine")
+        ... class Mine:
+        ...     pass
+        >>> lookup("example", "mine") is Mine
+        True
     """
 
     def add(thing: T) -> T:

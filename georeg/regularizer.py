@@ -49,6 +49,14 @@ class LossOutput(Generic[M]):
         moments: what was measured at each sample, by most losses :class:`georeg.SpectralMoments`.
         count: samples that were pooled, a tensor (over all ranks and micro-batches when ``scope="global"``).
         functional: the loss itself, for :meth:`estimate`.
+
+    Example:
+        >>> import torch, georeg
+        >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> out = georeg.IsometryLoss(normalize=True, estimator=georeg.Exact())(lambda x: x * weight, torch.zeros(4, 2))
+        >>> out.loss.backward()                                    # 2(1 + 2⁴)/(1 + 2²)²
+        >>> round(out.loss.item(), 4), int(out.count), [round(g, 3) for g in weight.grad.tolist()]
+        (1.36, 4, [-0.768, 0.384])
     """
 
     loss: Tensor
@@ -89,6 +97,19 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         num_statistics: S.
         undefined: the error's text where F is undefined.
         alone: what the loss turns into in a batch of one sample, for a warning; None if it stays itself.
+
+    Raises:
+        TypeError: a manifold that is none (a class instead of an instance), an estimator likewise.
+        ValueError: an unknown scope, estimator's name or ``degenerate``; a momentum outside [0, 1).
+
+    Example:
+        The options are the same for every loss:
+
+        >>> import torch, georeg
+        >>> loss = georeg.StrictIsometryLoss(domain=georeg.Sphere(), momentum=0.9, num_groups=2)
+        >>> out = loss(torch.nn.Linear(3, 5), torch.randn(6, 3), torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> loss.running.weight.tolist()                           # samples of each group that its means remember
+        [4.0, 2.0]
     """
 
     num_statistics: ClassVar[int]
@@ -234,7 +255,22 @@ class Regularizer(nn.Module, ABC, Generic[M]):
 
 
 class SpectralRegularizer(Regularizer[SpectralMoments]):
-    """A loss of the spectral moments τ₁ = Tr R and τ₂ = Tr R², estimated by any estimator."""
+    """A loss of the spectral moments τ₁ = Tr R and τ₂ = Tr R² of R = G⁻¹JᵀHJ, estimated by any estimator.
+
+    ``statistics`` turns :class:`georeg.SpectralMoments` into ``(B, S)`` and ``value`` means ``(..., S)`` into ``(...)``;
+    ``georeg.testing.FunctionalContract`` holds a loss of your own to its laws.
+
+    Example:
+        >>> import torch, georeg
+        >>> class DensityVariance(georeg.SpectralRegularizer):
+        ...     num_statistics = 2
+        ...     def statistics(self, moments):
+        ...         return torch.stack([moments.trace, moments.trace**2], dim=-1)
+        ...     def value(self, means, rank):
+        ...         return means[..., 1] - means[..., 0] ** 2      # Var τ₁
+        >>> DensityVariance(estimator=georeg.Exact())(torch.square, torch.tensor([[1.0], [2.0]])).loss.item()
+        36.0
+    """
 
     def measure(self, lin: Linearization, generator: Generator = None) -> SpectralMoments:
         return moments_at(lin, self.domain, self.codomain, self.estimator, generator)

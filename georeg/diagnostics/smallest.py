@@ -25,6 +25,13 @@ class SmallestSingular:
             smallest; 0 where exact.
         exact: whether the Jacobian was written down.
         num_products: Jacobian products spent, each for the whole batch.
+
+    Example:
+        >>> import torch, georeg
+        >>> f, x = lambda x: x * torch.arange(1.0, 61.0), torch.zeros(1, 60)
+        >>> low = georeg.diagnostics.smallest_singular(f, x, max_dense=10, max_iterations=2)
+        >>> bool(low.upper_bound > 1), low.exact                   # a bound: the smallest is 1
+        (True, False)
     """
 
     upper_bound: Tensor

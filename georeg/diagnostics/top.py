@@ -24,6 +24,13 @@ class TopSingular:
         residuals: ``(B, k)``: a true singular value lies at most this far from the value.
         converged: ``(B, k)``: residual at most ``tolerance`` times the largest value.
         num_products: Jacobian products spent, each for the whole batch.
+
+    Example:
+        >>> import torch, georeg
+        >>> f, x = lambda x: x * torch.arange(1.0, 61.0), torch.zeros(1, 60)
+        >>> top = georeg.diagnostics.top_singular(f, x, k=2)
+        >>> top.values.round(decimals=3).tolist(), top.vectors.shape, bool((top.residuals < 0.1).all())
+        ([[60.0, 59.0]], torch.Size([2, 1, 60]), True)
     """
 
     values: Tensor

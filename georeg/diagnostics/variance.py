@@ -16,7 +16,21 @@ from georeg.manifolds import Euclidean, Manifold
 
 
 def variance_of_metric(sigma: Tensor, *, log: bool = False) -> Estimate:
-    """Σ_i Var[σ_i], or Σ_i Var[log σ_i], over samples ``(B, d)``, with its jackknife standard error."""
+    """Σ_i Var[σ_i], or Σ_i Var[log σ_i], over samples ``(B, d)``, with its jackknife standard error.
+
+    Args:
+        sigma: singular values ``(B, d)``, each row descending.
+        log: take logarithms, which makes the score invariant to f → c·f.
+
+    Raises:
+        ValueError: fewer than two samples; ``log`` of a 0.
+
+    Example:
+        >>> import torch, georeg
+        >>> sigma = torch.tensor([[3.0, 1.0], [5.0, 1.0], [4.0, 1.0]])
+        >>> print(georeg.diagnostics.variance_of_metric(sigma))
+        1 ± 1
+    """
     n = len(sigma)
     if n < 2:
         raise ValueError(f"x: got {n} samples, expected at least 2: a variance needs them")
@@ -50,7 +64,7 @@ def variance_of_riemannian_metric(
         of: ``"sigma"`` (Eq. 11), or ``"sigma_squared"``, the eigenvalues of the metric.
 
     Raises:
-        ValueError: fewer than two samples; ``log`` of a singular Jacobian.
+        ValueError: fewer than two samples; ``log`` of a singular Jacobian; an unknown ``of``.
 
     Example:
         >>> import torch, georeg

@@ -21,7 +21,15 @@ class Estimator(ABC):
 
     Laws, executed by the contract tests: unbiased for both moments on any spectrum; deterministic under
     a generator; differentiable in the map's parameters (nothing that carries them is detached);
-    ``num_products`` is the number of Jacobian products spent.
+    ``num_products`` is the number of Jacobian products spent. ``georeg.testing.EstimatorContract`` holds one of
+    your own to them.
+
+    Example:
+        >>> import torch, georeg
+        >>> lin, flat = georeg.linearize(lambda x: 2 * x, torch.ones(1, 3)), georeg.Euclidean()
+        >>> m = georeg.Hutchinson(num_probes=8)(lin, flat.at(lin.x), flat.at(lin.value))
+        >>> round(m.trace.item(), 4), m.num_products               # Tr 4I, from 8 products with J and 8 with Jᵀ
+        (12.0, 16)
     """
 
     @abstractmethod

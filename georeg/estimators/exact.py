@@ -32,6 +32,9 @@ class Exact(Estimator):
     Args:
         side: ``"auto"`` is the smaller dimension, which costs fewer products.
 
+    Raises:
+        ValueError: an unknown side.
+
     Example:
         >>> import torch, georeg
         >>> m = georeg.spectral_moments(lambda x: 2 * x, torch.ones(1, 3), estimator=georeg.Exact())

@@ -28,6 +28,17 @@ class Linearization(ABC):
         num_jvps, num_vjps: products taken so far, one for each probe.
 
     Law: ⟨w, J v⟩ = ⟨Jᵀ w, v⟩ for all v, w.
+
+    Raises:
+        ValueError: from a product, probes of another shape than stated.
+
+    Example:
+        >>> import torch, georeg
+        >>> lin = georeg.linearize(torch.square, torch.tensor([[3.0, 1.0]]))       # J = diag(6, 2)
+        >>> lin.value.tolist(), lin.jvp(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).squeeze(1).tolist()
+        ([[9.0, 1.0]], [[6.0, 0.0], [0.0, 2.0]])
+        >>> lin.num_jvps, lin.num_vjps
+        (2, 0)
     """
 
     def __init__(self, x: Tensor, value: Tensor, chunk_size: int | None = None) -> None:

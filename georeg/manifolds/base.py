@@ -71,6 +71,17 @@ class Manifold(ABC):
 
     A subclass implements the five abstract methods; the rest is derived from them by dense algebra
     on a tangent basis and is worth overriding where it can be had more cheaply.
+
+    Example:
+        >>> import torch, georeg
+        >>> class Magnified(georeg.Manifold):
+        ...     dim = lambda self, x: x[0].numel()
+        ...     flat = lambda self, x, vector: 4 * vector          # G = 4 I
+        ...     sharp = lambda self, x, covector: covector / 4
+        ...     projx = lambda self, x: x
+        ...     proju = lambda self, x, vector: vector
+        >>> Magnified().norm(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+        tensor([10.])
     """
 
     @abstractmethod

@@ -86,13 +86,13 @@ class EstimatorContract:
         repeats: independent estimates in the tests of the mean, and of the coverage.
 
     Example:
-        A whole test file (``tests/test_mine.py``)::
+        A whole test file is such a class; pytest runs its tests, and each can be called:
 
-            from georeg.testing import EstimatorContract
-            from mine import Mine
-
-            class TestMine(EstimatorContract):
-                estimator = Mine
+        >>> import georeg
+        >>> from georeg.testing import EstimatorContract
+        >>> class TestGram(EstimatorContract):
+        ...     estimator = georeg.Gram
+        >>> TestGram().test_products_are_counted()
     """
 
     estimator: Callable[..., Estimator]

@@ -74,13 +74,13 @@ class ManifoldContract:
     Override :meth:`points` where projx of Gaussian noise is no good sample of your manifold.
 
     Example:
-        A whole test file (``tests/test_mine.py``)::
+        A whole test file is such a class; pytest runs its tests, and each can be called:
 
-            from georeg.testing import ManifoldContract
-            from mine import Mine
-
-            class TestMine(ManifoldContract):
-                manifold = Mine()
+        >>> import georeg
+        >>> from georeg.testing import ManifoldContract
+        >>> class TestMine(ManifoldContract):
+        ...     manifold = georeg.CustomMetric(lambda x: 1 + x.flatten(1) ** 2)
+        >>> TestMine().test_sharp_inverts_flat()
     """
 
     manifold: Manifold
