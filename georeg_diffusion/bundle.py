@@ -26,6 +26,15 @@ class Bundle:
         codec: the autoencoder between pixels and latents; None for a model on pixels.
         conditioner: what turns prompts or labels into the network's conditioning; None if unconditional.
         pipeline_class: the diffusers pipeline that it saves as.
+
+    Example:
+        >>> from georeg_diffusion import Bundle
+        >>> from georeg_diffusion._compat import diffusers
+        >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
+        ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
+        ...     up_block_types=("UpBlock2D",) * 2)
+        >>> Bundle(unet, diffusers.DDPMScheduler()).sample_shape
+        (1, 8, 8)
     """
 
     network: Any
@@ -58,6 +67,18 @@ def load(path: str | Path) -> Bundle:
 
     Raises:
         RunError: naming what is missing or not supported.
+
+    Example:
+        >>> import tempfile
+        >>> from georeg_diffusion import Bundle, load
+        >>> from georeg_diffusion._compat import diffusers
+        >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
+        ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
+        ...     up_block_types=("UpBlock2D",) * 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Bundle(unet, diffusers.DDPMScheduler()).save(f"{folder}/model")
+        ...     load(f"{folder}/model").sample_shape
+        (1, 8, 8)
     """
     folder = Path(path)
     if folder.is_dir():

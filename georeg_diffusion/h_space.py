@@ -74,6 +74,10 @@ class HSpace:
 
     Hooks live only inside ``encode`` and ``capture`` and are removed after an exception too.
 
+    Raises:
+        TypeError: a network of no known family, without ``at``.
+        ValueError: ``at`` names no submodule; a network without a middle block, without ``at``.
+
     Example:
         >>> import torch
         >>> from georeg_diffusion._compat import diffusers

@@ -31,6 +31,18 @@ class ObjectiveOutput:
         functional: F itself, detached: the (normalised) isometry loss of the gated samples, 0 without any.
         gated: number of samples of this process past the gate.
         moments: spectral moments of the gated samples, None without any.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion._compat import diffusers
+        >>> from georeg_diffusion import IsometricDiffusionLoss, IsometryGate
+        >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
+        ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
+        ...     up_block_types=("UpBlock2D",) * 2)
+        >>> objective = IsometricDiffusionLoss(unet, diffusers.DDPMScheduler(), gate=IsometryGate(skip=1.0))
+        >>> out = objective(torch.randn(2, 1, 8, 8))
+        >>> out.gated, out.isometry.item(), bool(out.loss == out.denoising), out.moments      # none pays at p = 1
+        (0, 0.0, True, None)
     """
 
     loss: Tensor
@@ -62,9 +74,12 @@ class IsometricDiffusionLoss(nn.Module):
         estimator: default one fixed-norm Hutchinson probe on the smaller side.
         at: name of the h-space module, see :class:`HSpace`.
 
+    Raises:
+        ValueError: a negative number of bins; an unknown metric, scope or h-space module.
+
     Example:
         >>> import torch
-        >>> from georeg_diffusion.batch import generators_of, out_of_inference_mode, random_noise, random_timesteps, rows_of
+        >>> from georeg_diffusion._compat import diffusers
         >>> from georeg_diffusion import IsometricDiffusionLoss
         >>> unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
         ...     norm_num_groups=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,

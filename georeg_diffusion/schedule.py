@@ -23,6 +23,9 @@ class IsometryGate:
         skip: p in [0, 1], the share of timesteps, counted from clean data, that is left alone. There the
             samples are not near a sphere.
 
+    Raises:
+        ValueError: a negative or infinite weight; p outside [0, 1].
+
     Example:
         >>> import torch
         >>> from georeg_diffusion import IsometryGate
