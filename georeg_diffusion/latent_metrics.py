@@ -62,6 +62,18 @@ class StereographicFlat(georeg.Sphere):
     def random_cotangent(self, x: Tensor, k: int, generator: Generator = None, *, probe: Probe = "gaussian") -> Tensor:
         return self._scaled(x, super().random_tangent(x, k, generator, probe=probe), -1)
 
+    def lift(self, x: Tensor, w: Tensor) -> Tensor:
+        return self._scaled(x, super().lift(x, w), 1)
+
+    def colift(self, x: Tensor, w: Tensor) -> Tensor:
+        return self._scaled(x, super().lift(x, w), -1)
+
+    def components(self, x: Tensor, vector: Tensor) -> Tensor:
+        return super().components(x, self._scaled(x, vector, -1))
+
+    def cocomponents(self, x: Tensor, covector: Tensor) -> Tensor:
+        return super().components(x, self._scaled(x, covector, 1))
+
     def cholesky(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, factor = super().cholesky(x)
         return q, self._scaled(x, x.new_ones(len(x)).reshape(-1, *(1,) * (x.ndim - 1)), -1).reshape(-1, 1, 1) * factor

@@ -52,6 +52,22 @@ def test_its_probes_have_the_cometric_as_covariance(f_and_x):
     torch.testing.assert_close(factor @ factor.mT, gram, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [True, False])
+def test_its_frames_are_those_of_its_metric(f_and_x, unit):
+    """In which singular values and the projecting estimators work."""
+    x, manifold = f_and_x[1], StereographicFlat(unit_chart=unit)
+    w = torch.randn(3, B, N - 1, dtype=torch.float64)
+    v, u = manifold.lift(x, w), manifold.colift(x, w)
+    torch.testing.assert_close(manifold.inner(x, v, v), w.square().sum(-1))
+    torch.testing.assert_close(manifold.flat(x, v), u)
+    torch.testing.assert_close(manifold.components(x, v), w)
+    torch.testing.assert_close(manifold.cocomponents(x, u), w)
+    for outputs in (3, 9):
+        f = nn.Linear(N, outputs, dtype=torch.float64)
+        trace = georeg.spectral_moments(f, x, domain=manifold, estimator=georeg.Exact()).trace
+        torch.testing.assert_close(georeg.diagnostics.singular_values(f, x, domain=manifold).square().sum(1), trace.detach())
+
+
 def test_the_chart_with_its_own_metric_is_the_sphere(f_and_x):
     """`stereographic` is an alias of `sphere`, which this shows through the chart of Eq. 2 with the metric it induces."""
     f, x = f_and_x
