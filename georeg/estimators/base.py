@@ -94,7 +94,9 @@ def unit(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     scaled = values / peak
     length = (scaled.square().sum(dims, keepdim=True).sqrt() if dims else scaled.abs()) * peak
     length = torch.where(length > 0, length, 1)
-    return vectors / length.to(vectors.dtype), length.reshape(vectors.shape[:2]).to(moment_dtype(x))
+    # In float32: half precision need not hold the length of a vector that it holds.
+    scaled = (vectors.to(length.dtype) / length).to(vectors.dtype)
+    return scaled, length.reshape(vectors.shape[:2]).to(moment_dtype(x))
 
 
 def squared_length(x: Tensor, vectors: Tensor, paired: Tensor, scale: Tensor) -> Tensor:
