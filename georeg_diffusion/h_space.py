@@ -21,6 +21,25 @@ class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encode
     pass
 
 
+_attention = ExitStack()
+_captures = 0
+
+
+@contextmanager
+def _shared_attention() -> Iterator[None]:
+    """Differentiable attention, entered by the first of several captures and left by the last, in whatever order."""
+    global _captures
+    if not _captures:
+        _attention.enter_context(differentiable_attention())
+    _captures += 1
+    try:
+        yield
+    finally:
+        _captures -= 1
+        if not _captures:
+            _attention.close()
+
+
 class Capture:
     """What a captured forward pass left behind: x_t, h, and the graph between them.
 
@@ -141,7 +160,7 @@ class HSpace:
                 sample = args[0] if args else kwargs[parameter]
                 captured._x = sample if sample.requires_grad else sample.detach().requires_grad_()
                 captured._h = None
-                attention.enter_context(differentiable_attention())
+                attention.enter_context(_shared_attention())
                 return ((captured._x, *args[1:]), kwargs) if args else (args, {**kwargs, parameter: captured._x})
 
             def reach(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -38,6 +38,20 @@ def test_hooks_leave_no_trace_even_after_an_exception(unet, inputs):
     assert hooks_of(unet) == 0
 
 
+@pytest.mark.parametrize("layers", [("down_blocks.0", "mid_block"), ("mid_block", "down_blocks.0")])
+def test_two_layers_of_one_forward_pass(unet, inputs, layers):
+    """The one that is reached first must not switch the other's attention back, nor the other leave it switched."""
+    backends = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    with HSpace(unet, layers[0]).capture() as first, HSpace(unet, layers[1]).capture() as second:
+        unet(*inputs)
+    assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == backends
+    for captured, layer in ((first, layers[0]), (second, layers[1])):
+        with HSpace(unet, layer).capture() as alone:
+            unet(*inputs)
+        together, expected = (c.isometry(generator=torch.Generator().manual_seed(0)).loss for c in (captured, alone))
+        torch.testing.assert_close(together, expected)
+
+
 def test_attention_backends_are_as_before_after_a_failed_capture(unet, inputs):
     before = torch.backends.cuda.flash_sdp_enabled()
     unet.mid_block.register_forward_pre_hook(lambda m, a: 1 / 0)
