@@ -161,10 +161,10 @@ class RunningMeans(nn.Module):
                 self.numerator.copy_(torch.where(sound, numerator, self.numerator))
                 self.weight.copy_(torch.where(sound, weight, self.weight))
             except RuntimeError as error:
-                if "vmap" not in str(error):
+                if "vmap" not in str(error) and "mutate a captured Tensor" not in str(error):
                     raise
                 raise ValueError(
-                    "momentum: running means are one state, which the samples of torch.func.vmap cannot each update; pass "
+                    "momentum: running means are one state, which calls inside torch.func.vmap and grad cannot update; pass "
                     "momentum=None, or call .eval() on the loss"
                 ) from error
         return numerator / torch.where(weight > 0, weight, 1).unsqueeze(-1)

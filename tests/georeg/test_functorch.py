@@ -110,6 +110,16 @@ def test_running_means_inside_vmap_are_refused(network, x, make):
     assert vmap(call, randomness="different")(x).isfinite().all()
 
 
+@pytest.mark.parametrize("make", [georeg.PathLengthLoss, lambda: georeg.IsometryLoss(momentum=0.9)])
+def test_running_means_inside_grad_are_refused(network, x, make):
+    regularizer, parameters = make(), dict(network.named_parameters())
+    call = lambda p: regularizer(lambda s: functional_call(network, p, (s,)), x).loss  # noqa: E731
+    with pytest.raises(ValueError, match=r"momentum: running means are one state.*\.eval\(\)"):
+        torch.func.grad(call)(parameters)
+    regularizer.eval()
+    assert all(g.isfinite().all() for g in torch.func.grad(call)(parameters).values())
+
+
 def test_jacrev_hessian_and_jvp_of_moments(network, x):
     parameters = dict(network.named_parameters())
 
