@@ -183,7 +183,16 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         return self.of(lin, groups, generator=generator)
 
     def of_graph(self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
-        """The loss from a forward pass y = f(x) that was already run on a tensor x that requires grad."""
+        """The loss from a forward pass y = f(x) that was already run on a tensor x that requires grad.
+
+        Raises:
+            ValueError: as in a call; ``detach_x`` with an x that carries a graph.
+        """
+        if self.detach_x and x.grad_fn is not None:
+            raise ValueError(
+                "detach_x: got True with points that carry a graph, which a forward pass already run cannot be cut from; "
+                "pass x.detach().requires_grad_() to the map"
+            )
         value = self.codomain.projx(y) if self.project else y
         return self.of(linearize_graph(x, value, chunk_size=self.chunk_size), groups, generator=generator)
 

@@ -373,3 +373,12 @@ def test_the_jackknifes_standard_error_is_the_spread_of_repeated_draws():
     assert abs(mean_square / spread - 1) < 4 * 0.08
     with pytest.warns(UserWarning, match="conformal"):
         assert exact()(square, points(1, 1)).estimate().stderr is None
+
+
+def test_a_graph_that_was_run_on_points_with_a_graph_cannot_be_detached_from_it():
+    encoder, decoder, loss = nn.Linear(3, 3), nn.Linear(3, 4), georeg.IsometryLoss(detach_x=True)
+    z = encoder(torch.randn(4, 3))
+    with pytest.raises(ValueError, match="detach_x: got True with points that carry a graph"):
+        loss.of_graph(z, decoder(z))
+    z = z.detach().requires_grad_()
+    assert loss.of_graph(z, decoder(z)).loss.isfinite()
