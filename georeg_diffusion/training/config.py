@@ -60,7 +60,7 @@ class TrainConfig:
     )
     num_epochs: int = option(10, "Passes over the data, where --max-train-steps is not given.", panel=_STEPS, minimum=1)
     max_train_steps: int | None = option(
-        None, "Optimiser steps, for each phase. Default for the digits comparison: 1000 and 350.", panel=_STEPS, minimum=1
+        None, "Optimiser steps, for each phase. Default for the digits comparison: 800 and 300.", panel=_STEPS, minimum=1
     )
     train_batch_size: int = option(64, "Images per step and process.", panel=_STEPS, minimum=1)
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimiser step.", panel=_STEPS, minimum=1)

@@ -28,7 +28,7 @@ from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
 
-_DIGITS_PRETRAINING, _DIGITS_STEPS = 1000, 350
+_DIGITS_PRETRAINING, _DIGITS_STEPS = 800, 300
 _PICTURE_STEPS = 20
 # These may differ when a run is taken up again: they do not change what is computed.
 _FREE = {
