@@ -32,11 +32,13 @@ def random_noise(like: Tensor, generator: Generator = None) -> Tensor:
 
 
 def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
-    """The given rows of a tensor with B rows; anything else as it is."""
+    """The given rows of a tensor with B rows, also inside dicts, lists and tuples; anything else as it is."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value if len(rows) == batch else value.index_select(0, rows.to(value.device))
     if isinstance(value, dict):
         return {name: rows_of(item, rows, batch) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([rows_of(item, rows, batch) for item in value])
     return value
 
 
@@ -46,6 +48,8 @@ def out_of_inference_mode(value: Any) -> Any:
         return value.clone() if value.is_inference() else value
     if isinstance(value, dict):
         return {name: out_of_inference_mode(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([out_of_inference_mode(item) for item in value])
     return value
 
 

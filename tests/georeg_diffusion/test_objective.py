@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import georeg
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
-from georeg_diffusion.batch import random_timesteps
+from georeg_diffusion.batch import out_of_inference_mode, random_timesteps, rows_of
 from georeg_diffusion.schedule import alphas_cumprod, noised
 from tests.conftest import gradients
 from tests.georeg_diffusion.conftest import small_unet
@@ -205,3 +205,13 @@ def test_v_prediction_and_sample_prediction(unet):
     for kind in ("v_prediction", "sample"):
         scheduler = diffusers.DDPMScheduler(prediction_type=kind)
         assert torch.isfinite(IsometricDiffusionLoss(unet, scheduler)(torch.randn(2, 1, 8, 8)).loss)
+
+
+def test_conditioning_is_split_inside_dicts_and_tuples():
+    """Such as a ControlNet's residuals: left whole they would broadcast against a single row."""
+    value, rows = torch.arange(3), torch.tensor([2])
+    split = rows_of({"residuals": (value, [value]), "scale": 2.0}, rows, 3)
+    assert split == {"residuals": (torch.tensor([2]), [torch.tensor([2])]), "scale": 2.0}
+    with torch.inference_mode():
+        born = (torch.zeros(3), [torch.zeros(3)])
+    assert not any(t.is_inference() for t in (out_of_inference_mode(born)[0], *out_of_inference_mode(born)[1]))
