@@ -64,7 +64,8 @@ def accumulate(
         for call in calls:
             states.append(_random_state(generators))
             call()
-    nothing = Totals(torch.zeros(loss.num_groups or 1, loss.num_statistics), torch.zeros(loss.num_groups or 1))
+    none = torch.zeros(loss.num_groups or 1, loss.num_statistics, dtype=torch.float64)
+    nothing = Totals(none, none[:, 0])
     pooled = loss.pool(reduce(add, collected) if collected else nothing, share=1 / max(len(collected), 1))
     for call, state in zip(calls, states, strict=True):
         with loss.given(pooled), _replayed(generators, state):

@@ -230,3 +230,13 @@ def test_an_objective_that_holds_the_loss_and_may_skip_it():
     with pytest.raises(ValueError, match="every: got 4"):
         next(georeg.accumulate(lazy, [partial(lazy, f, x)]))
     assert loss(f, x).count == 8  # a plain call again
+
+
+def test_a_process_whose_calls_never_reach_the_loss_joins_in_the_dtype_of_the_others(monkeypatch):
+    """An all-reduce over two dtypes is undefined."""
+    loss, x, dtypes = georeg.IsometryLoss(scope="global"), torch.randn(3, 2), []
+    pool = loss.pool
+    monkeypatch.setattr(loss, "pool", lambda totals, share: dtypes.append(totals.sums.dtype) or pool(totals, share))
+    for call in (lambda: None, lambda: loss(torch.sin, x)):
+        list(georeg.accumulate(loss, [call]))
+    assert dtypes[0] == dtypes[1]
