@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from georeg.random import Generator
 from georeg_diffusion._compat import diffusers
@@ -32,25 +33,19 @@ def random_noise(like: Tensor, generator: Generator = None) -> Tensor:
 
 
 def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
-    """The given rows of a tensor with B rows, also inside dicts, lists and tuples; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
-        return value if len(rows) == batch else value.index_select(0, rows.to(value.device))
-    if isinstance(value, dict):
-        return {name: rows_of(item, rows, batch) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([rows_of(item, rows, batch) for item in value])
-    return value
+    """The given rows of every tensor with B rows in a structure of dicts, lists and tuples; anything else as it is."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != batch or len(rows) == batch:
+            return tensor
+        return tensor.index_select(0, rows.to(tensor.device))
+
+    return tree_map_only(Tensor, pick, value)
 
 
 def out_of_inference_mode(value: Any) -> Any:
-    """A copy of what was born in inference mode, which cannot enter a graph; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {name: out_of_inference_mode(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([out_of_inference_mode(item) for item in value])
-    return value
+    """The structure with a copy of each tensor that was born in inference mode, which cannot enter a graph."""
+    return tree_map_only(Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
 
 
 def generators_of(generator: Generator, rows: Tensor) -> Generator:

@@ -29,7 +29,7 @@ def relative_trajectory_length(path: Tensor) -> Tensor:
     """
     if path.ndim < 2 or len(path) < 2:
         raise ValueError(f"path: got shape {tuple(path.shape)}, expected (steps, B, ...) with at least two steps")
-    flat = path.reshape(*path.shape[:2], -1).to(torch.promote_types(path.dtype, torch.float32))
+    flat = path.reshape(*path.shape[:2], path.shape[2:].numel()).to(torch.promote_types(path.dtype, torch.float32))
     length = (flat[1:] - flat[:-1]).norm(dim=-1).sum(0)
     chord = (flat[-1] - flat[0]).norm(dim=-1)
     return torch.where(length == 0, 1, length / chord)

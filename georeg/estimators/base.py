@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from georeg.linearize import Linearization
-from georeg.manifolds.base import MetricAt, dot, event_dims, expand
+from georeg.manifolds.base import MetricAt, dot, event_dims
 from georeg.moments import SpectralMoments
 from georeg.random import PROBES, Generator, Probe
 
@@ -102,11 +102,6 @@ def unit(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 def squared_length(x: Tensor, vectors: Tensor, paired: Tensor, scale: Tensor) -> Tensor:
     """scale²·⟨vectors, paired⟩ ``(k, B)`` in the dtype of the moments."""
     return scale.square() * dot(x, vectors, paired).to(scale.dtype)
-
-
-def unscale(x: Tensor, vectors: Tensor, scale: Tensor) -> Tensor:
-    """Undo :func:`unit`."""
-    return vectors * expand(scale, x).to(vectors.dtype)
 
 
 def variance_of_mean(samples: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ def interpolation(
         plot.grid(alpha=0.25)
         if row == 0:
             plot.set_title("distance between adjacent frames (L2)", fontsize=9)
-            plot.legend(fontsize=8, frameon=False)
+            plot.set_ylim(top=1.3 * plot.get_ylim()[1])  # room for the legend
+            plot.legend(fontsize=8, frameon=False, ncols=len(names), loc="upper center")
         if row < pairs - 1:
             plot.set_xticklabels([])
         else:
