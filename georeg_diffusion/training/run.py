@@ -255,6 +255,8 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
             bundle.network.to(device).eval()
         if images.labels is not None:
             classifier = train_classifier(images, seed=config.seed, device=device)
+        else:
+            console.print(f"no Fréchet distance: {images.name} has no labels to train a feature network on", style="dim")
         for name, bundle in models.items():
             scores[name] = score(
                 bundle, images, seed=config.seed, title=name, features=classifier, at=config.h_module, device=device
