@@ -54,7 +54,7 @@ def run(config: TrainConfig) -> None:
     out = config.output_dir
     is_comparison = _is_comparison(config)
     _claim(out, config)
-    if (out / "metrics.json").is_file():
+    if _is_finished(out, config):
         _print_table(out)
         return
     make_estimator(config)  # a name that is not known is refused before anything is written
@@ -86,6 +86,12 @@ def _is_comparison(config: TrainConfig) -> bool:
     if config.with_baseline is not None:
         return config.with_baseline
     return config.train_data_dir is None and config.pretrained_model_name_or_path is None
+
+
+def _is_finished(out: Path, config: TrainConfig) -> bool:
+    """Whether all is done, the scores included unless they are not wanted."""
+    record = out / "metrics.json"
+    return record.is_file() and (not config.evaluate or bool(json.loads(record.read_text())["models"]))
 
 
 def _claim(out: Path, config: TrainConfig) -> None:
