@@ -65,8 +65,10 @@ def build():  # type: ignore[no-untyped-def]  # typer.Typer, which is only impor
         """Train and study diffusion models whose latent space is close to a scaled isometry."""
 
     def train(config: TrainConfig) -> None:
-        from georeg_diffusion.training.run import run
+        from rich.console import Console
 
+        with Console(stderr=True).status("Loading torch and diffusers"):
+            from georeg_diffusion.training.run import run
         run(config)
 
     app.command("train", context_settings=settings)(as_command(TrainConfig, train))
