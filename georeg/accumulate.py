@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import reduce
 from operator import add
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from georeg.pooling import Totals
+from georeg.random import random_state, replayed
 from georeg.regularizer import Regularizer
 
 T = TypeVar("T")
@@ -62,35 +62,12 @@ def accumulate(
     states = []
     with loss.collecting() as collected:
         for call in calls:
-            states.append(_random_state(generators))
+            states.append(random_state(generators))
             call()
     none = torch.zeros(loss.num_groups or 1, loss.num_statistics, dtype=torch.float64)
     nothing = Totals(none, none[:, 0])
     pooled = loss.pool(reduce(add, collected) if collected else nothing, share=1 / max(len(collected), 1))
     for call, state in zip(calls, states, strict=True):
-        with loss.given(pooled), _replayed(generators, state):
+        with loss.given(pooled), replayed(state, generators):
             result = call()
         yield result
-
-
-def _random_state(generators: Sequence[torch.Generator]) -> list[torch.Tensor]:
-    states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
-
-
-def _restore(generators: Sequence[torch.Generator], states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for generator, state in zip(generators, states[1:], strict=False):
-        generator.set_state(state)
-    if len(states) > 1 + len(generators):
-        torch.cuda.set_rng_state(states[-1])
-
-
-@contextmanager
-def _replayed(generators: Sequence[torch.Generator], states: list[torch.Tensor]) -> Iterator[None]:
-    after = _random_state(generators)
-    _restore(generators, states)
-    try:
-        yield
-    finally:
-        _restore(generators, after)

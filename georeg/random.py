@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -61,3 +62,28 @@ def white(shape: tuple[int, ...], like: Tensor, probe: str, generator: Generator
     elif probe == "sphere":
         w = fix_norm(w, w.shape[2:].numel())
     return w.to(like.dtype)
+
+
+def random_state(generators: Sequence[torch.Generator] = ()) -> list[Tensor]:
+    """The state of torch's randomness (of the CPU, and of the current CUDA device where one is in use) and of generators."""
+    states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
+
+
+def _restore(states: list[Tensor], generators: Sequence[torch.Generator]) -> None:
+    torch.set_rng_state(states[0])
+    for generator, state in zip(generators, states[1:], strict=False):
+        generator.set_state(state)
+    if len(states) > 1 + len(generators):
+        torch.cuda.set_rng_state(states[-1])
+
+
+@contextmanager
+def replayed(states: list[Tensor], generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Draw as from a state of :func:`random_state`, such as the same dropout masks; afterwards go on as before."""
+    after = random_state(generators)
+    _restore(states, generators)
+    try:
+        yield
+    finally:
+        _restore(after, generators)

@@ -11,17 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from georeg.linearize.base import Linearization, Map, differentiable_attention
-
-
-@contextmanager
-def _replayed(state: Tensor, cuda_state: Tensor | None) -> Iterator[None]:
-    """Run with the given random state, so that dropout draws the mask it drew for the value."""
-    devices = [torch.cuda.current_device()] if cuda_state is not None else []
-    with torch.random.fork_rng(devices):
-        torch.set_rng_state(state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state)
-        yield
+from georeg.random import random_state, replayed
 
 
 @contextmanager
@@ -73,15 +63,14 @@ class ForwardLinearization(Linearization):
         self._f = f
         # A dual number cannot be made of an expanded tensor, whose elements share memory.
         x = x if x.is_contiguous() else x.clone()
-        self._state = torch.get_rng_state()
-        self._cuda_state = torch.cuda.get_rng_state() if x.is_cuda else None
+        self._state = random_state()
         with differentiable_attention():
             value = f(x)
         super().__init__(x, value, chunk_size)
 
     def _products(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
         def run(one_or_many: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-            with _explained(), _ContiguousGroupNorm(), _replayed(self._state, self._cuda_state):
+            with _explained(), _ContiguousGroupNorm(), replayed(self._state):
                 return one_or_many(given)
 
         many = torch.func.vmap(product, randomness="same")
@@ -91,6 +80,6 @@ class ForwardLinearization(Linearization):
         return self._products(lambda p: torch.func.jvp(self._f, (self.x,), (p,))[1], v)
 
     def _vjp(self, w: Tensor) -> Tensor:
-        with _explained(), _replayed(self._state, self._cuda_state):
+        with _explained(), replayed(self._state):
             pullback = torch.func.vjp(self._f, self.x)[1]
         return self._products(lambda p: pullback(p)[0], w)
