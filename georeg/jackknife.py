@@ -54,6 +54,18 @@ class Estimate:
     stderr: float | None
     n: int
 
+    @classmethod
+    def of(cls, samples: Tensor) -> Self:
+        """The mean of ``(B,)`` with its standard error.
+
+        Raises:
+            ValueError: no samples.
+        """
+        n = len(samples)
+        if n == 0:
+            raise ValueError("x: got no samples, expected at least one")
+        return cls(float(samples.mean()), float(samples.std() / n**0.5) if n > 1 else None, n)
+
     def __float__(self) -> float:
         return self.value
 

@@ -24,14 +24,6 @@ def check_spectrum(of: str) -> None:
         )
 
 
-def mean(samples: Tensor) -> Estimate:
-    """The mean of ``(B,)`` with its standard error."""
-    n = len(samples)
-    if n == 0:
-        raise ValueError("x: got no samples, expected at least one")
-    return Estimate(float(samples.mean()), float(samples.std() / n**0.5) if n > 1 else None, n)
-
-
 def condition_number(sigma: Tensor) -> Tensor:
     """σ_max/σ_min per sample ``(B,)`` from singular values ``(B, d)``, descending; inf for a singular Jacobian.
 
@@ -125,7 +117,7 @@ def mean_condition_number(
     """
     check_spectrum(of)
     kappa = condition_number(singular_values(f, x, domain=domain, codomain=codomain, chunk_size=chunk_size))
-    return mean(kappa if of == "sigma" else kappa.square())
+    return Estimate.of(kappa if of == "sigma" else kappa.square())
 
 
 def effective_rank(
@@ -149,7 +141,7 @@ def effective_rank(
         >>> float(georeg.diagnostics.effective_rank(lambda x: 5 * x, torch.zeros(5, 2)))
         2.0
     """
-    return mean(effective_rank_of(singular_values(f, x, domain=domain, codomain=codomain, chunk_size=chunk_size)))
+    return Estimate.of(effective_rank_of(singular_values(f, x, domain=domain, codomain=codomain, chunk_size=chunk_size)))
 
 
 def isotropy(
@@ -175,4 +167,4 @@ def isotropy(
         >>> float(georeg.diagnostics.isotropy(lambda x: x * torch.tensor([1.0, 0.0]), torch.zeros(5, 2)))
         0.5
     """
-    return mean(isotropy_of(singular_values(f, x, domain=domain, codomain=codomain, chunk_size=chunk_size)))
+    return Estimate.of(isotropy_of(singular_values(f, x, domain=domain, codomain=codomain, chunk_size=chunk_size)))

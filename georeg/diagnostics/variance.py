@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from georeg.diagnostics.conditioning import Spectrum, check_spectrum, mean
+from georeg.diagnostics.conditioning import Spectrum, check_spectrum
 from georeg.diagnostics.spectra import MAX_DENSE, singular_values
 from georeg.diagnostics.top import bound, finite
 from georeg.estimators.base import moment_dtype
@@ -125,4 +125,4 @@ def affine_invariant_variance(
             raise ValueError(
                 "f: induces a singular metric JᵀHJ at some point, infinitely far from any other; f must be an immersion"
             )
-        return mean((2 * relative.log()).square().sum(1))
+        return Estimate.of((2 * relative.log()).square().sum(1))

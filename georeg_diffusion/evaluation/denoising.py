@@ -33,4 +33,4 @@ def denoising_loss(
         prediction = bundle.network(x_t, timesteps[rows].to(x0.device)).sample
         losses.append((prediction - target).square().flatten(1).mean(1))
     each = torch.cat(losses).double()
-    return Estimate(float(each.mean()), float(each.std() / len(each) ** 0.5), len(each))
+    return Estimate.of(each)

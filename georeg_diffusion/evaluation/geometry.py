@@ -105,20 +105,16 @@ def geometry(
         per_t,
         _mean(per_t),
         jackknife(functional, _joined(moments)),
-        None if sigma is None else _over(diagnostics.condition_number(sigma)),
+        None if sigma is None else Estimate.of(diagnostics.condition_number(sigma)),
         None if sigma is None else _mean([diagnostics.variance_of_metric(s) for s in sigmas]),
         None if sigma is None else _mean([diagnostics.variance_of_metric(s, log=True) for s in sigmas]),
-        None if sigma is None else _over(diagnostics.effective_rank_of(sigma)),
+        None if sigma is None else Estimate.of(diagnostics.effective_rank_of(sigma)),
         moments[0].rank,
     )
 
 
 def _joined(parts: list[georeg.SpectralMoments]) -> georeg.SpectralMoments:
     return georeg.SpectralMoments(torch.cat([m.trace for m in parts]), torch.cat([m.trace_sq for m in parts]), parts[0].rank)
-
-
-def _over(samples: Tensor) -> Estimate:
-    return Estimate(float(samples.mean()), float(samples.std() / len(samples) ** 0.5), len(samples))
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:

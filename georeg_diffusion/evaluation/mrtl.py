@@ -81,9 +81,8 @@ def mean_relative_trajectory_length(
             bar.advance()
     values = torch.stack(ratios).double()
     means = values.mean(1)
-    stderr = float(means.std() / num_pairs**0.5) if num_pairs > 1 else None
     return TrajectoryLength(
-        Estimate(float(means.mean()), stderr, num_pairs),
+        Estimate.of(means),
         values.mean(0).tolist(),
         timesteps,
         float(diagnostics.great_circle_ratio(torch.arccos(cosine.double())).mean()),
