@@ -24,12 +24,10 @@ from georeg.functionals.isometry import IsometryLoss
 from georeg.functionals.path_length import PathLengthLoss, PathLengths
 from georeg.functionals.strict import StrictIsometryLoss
 from georeg.functionals.volume import LogVolumes, VolumeLoss
-from georeg.jackknife import Estimate, jackknife
 
 __all__ = [
     "ConformalLoss",
     "ContractiveLoss",
-    "Estimate",
     "FlatManifoldLoss",
     "IsometryLoss",
     "LogVolumes",
@@ -37,5 +35,4 @@ __all__ = [
     "PathLengths",
     "StrictIsometryLoss",
     "VolumeLoss",
-    "jackknife",
 ]

@@ -94,7 +94,7 @@ def make_estimator(config: TrainConfig) -> georeg.Estimator:
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
-def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainConfig, phase: Phase, out: Path) -> Bundle:
+def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainConfig, phase: Phase, out: Path) -> None:
     """Train the bundle's network and save the (averaged) result in ``out/<phase.name>``.
 
     Resumes from the newest checkpoint of the phase. Draw number n of the run always gets the same image, flip,
@@ -145,12 +145,11 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
         )
     )
     log = _Log(accelerator, out / "logs" / f"{phase.name}.jsonl", phase.name, start)
-    guard = _Guard(accelerator, objective)
+    guard = _Guard(accelerator)
     prepared.train()
-    step, micro = start, 0
+    step = start
     with progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process) as bar:
         for batch in loader:
-            micro += 1
             scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
             with accelerator.accumulate(prepared):
                 out_ = prepared(
@@ -189,7 +188,6 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     accelerator._custom_objects.clear()  # free_memory leaves this phase's average in the next phase's checkpoints
-    return bundle
 
 
 def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:
@@ -205,8 +203,8 @@ def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:
 class _Guard:
     """Skips steps with a non-finite loss or gradient, counts them, and stops after too many in a row."""
 
-    def __init__(self, accelerator: Any, objective: IsometricDiffusionLoss) -> None:
-        self.accelerator, self.objective, self.bad = accelerator, objective, 0
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator, self.bad = accelerator, 0
 
     def is_sound(self, loss: Tensor, norm: Tensor | None, step: int) -> bool:
         """Whether to take this step. All processes agree, since the clipped norm is of the averaged gradient."""
