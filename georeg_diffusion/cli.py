@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _NEEDED = ("typer", "rich", "yaml", "diffusers", "accelerate", "sklearn", "matplotlib", "PIL")
 
@@ -46,8 +48,8 @@ def build():  # type: ignore[no-untyped-def]  # typer.Typer, which is only impor
     """The Typer application."""
     import typer
 
+    from georeg_diffusion import commands
     from georeg_diffusion.options import as_command
-    from georeg_diffusion.training.config import TrainConfig
 
     # --max_train_steps, as diffusers' scripts spell it, is accepted too.
     settings = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
@@ -64,15 +66,23 @@ def build():  # type: ignore[no-untyped-def]  # typer.Typer, which is only impor
     def _group() -> None:
         """Train and study diffusion models whose latent space is close to a scaled isometry."""
 
-    def train(config: TrainConfig) -> None:
+    for name, module in commands.available().items():
+        body = as_command(module.CONFIG, _loading(module.run), with_presets=name == "train")
+        app.command(name, context_settings=settings)(body)
+    return app
+
+
+def _loading(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Show that something happens while a command imports torch and diffusers."""
+
+    def start(config: Any) -> None:
         from rich.console import Console
 
         with Console(stderr=True).status("Loading torch and diffusers"):
-            from georeg_diffusion.training.run import run
+            import_module("georeg_diffusion._compat")
         run(config)
 
-    app.command("train", context_settings=settings)(as_command(TrainConfig, train))
-    return app
+    return start
 
 
 if __name__ == "__main__":

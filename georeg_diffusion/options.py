@@ -28,7 +28,13 @@ def option(
 ) -> Any:
     """A dataclass field that is an option, with its help, its panel in ``--help`` and its allowed values."""
     metadata = {"help": help, "panel": panel, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata | {"argument": None})
+
+
+def argument(help: str, *, metavar: str, many: bool = False) -> Any:
+    """A dataclass field that is a positional argument (``str``; with ``many`` a ``tuple[str, ...]`` of one or more)."""
+    metadata = {"help": help, "panel": "Arguments", "choices": (), "minimum": None, "maximum": None}
+    return field(default=() if many else "", metadata=metadata | {"argument": metavar})
 
 
 def flag_of(name: str) -> str:
@@ -42,12 +48,12 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
     return (arguments[0], True) if arguments and type(None) in annotation.__args__ else (annotation, False)
 
 
-def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
+def as_command(config: type[Any], run: Callable[[Any], None], *, with_presets: bool = False) -> Callable[..., None]:
     """A function whose Typer signature has one option per field of ``config``, plus ``--config`` and ``--preset``."""
     hints = get_type_hints(config)
 
     def command(context: typer.Context, **given: Any) -> None:
-        file, preset = given.pop("config"), given.pop("preset")
+        file, preset = given.pop("config"), given.pop("preset", None)
         sources = ([presets.path_of(preset)] if preset else []) + ([file] if file else [])
         run(resolve(config, sources, {name: value for name, value in given.items() if _was_typed(context, name)}))
 
@@ -62,21 +68,27 @@ def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., N
                 typer.Option("--config", help="YAML file with the same keys; the command line wins.", metavar="FILE.yaml"),
             ],
         ),
-        inspect.Parameter(
-            "preset",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                str | None,
-                typer.Option(
-                    "--preset",
-                    help=f"A configuration inside the package: {', '.join(presets.names())}.",
-                    metavar="NAME",
-                ),
-            ],
-        ),
     ]
+    if with_presets:
+        parameters.append(
+            inspect.Parameter(
+                "preset",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    str | None,
+                    typer.Option(
+                        "--preset",
+                        help=f"A configuration inside the package: {', '.join(presets.names())}.",
+                        metavar="NAME",
+                    ),
+                ],
+            )
+        )
     for entry in fields(config):
+        if entry.metadata["argument"]:
+            parameters.append(_positional(entry))
+            continue
         inner, _ = _optional(hints[entry.name])
         names = [flag_of(entry.name)]
         if inner is bool:
@@ -96,6 +108,21 @@ def as_command(config: type[Any], run: Callable[[Any], None]) -> Callable[..., N
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = config.__doc__
     return command
+
+
+def _positional(entry: Field[Any]) -> inspect.Parameter:
+    """Optional for Typer, because a YAML file may name it too; a missing one is refused by :func:`resolve`."""
+    is_many = isinstance(entry.default, tuple)
+    kind: Any = list[str] if is_many else str
+    return inspect.Parameter(
+        entry.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=[] if is_many else None,
+        annotation=Annotated[
+            kind if is_many else kind | None,
+            typer.Argument(metavar=entry.metadata["argument"], help=entry.metadata["help"], show_default=False),
+        ],
+    )
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:
@@ -120,7 +147,14 @@ def resolve(config: type[C], files: list[Path], given: dict[str, Any]) -> C:
     values.update(given)
     hints = get_type_hints(config)
     checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
+    for name, entry in known.items():
+        if entry.metadata["argument"] and not checked.get(name):
+            raise UsageError(f"{entry.metadata['argument']}: got nothing, expected {_lower_first(entry.metadata['help'])}")
     return config(**checked)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
@@ -139,8 +173,13 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
 
 def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
     """A value of the field's type and range."""
+    flag = entry.metadata["argument"] or flag_of(entry.name)
+    if isinstance(entry.default, tuple):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise UsageError(f"{flag}: got {value!r}, expected a list of names")
+        return tuple(items)
     inner, optional = _optional(annotation)
-    flag = flag_of(entry.name)
     if value is None:
         if optional:
             return None
@@ -174,4 +213,8 @@ def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
 
 def as_plain(config: Any) -> dict[str, Any]:
     """The configuration as YAML and JSON can hold it."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in asdict(config).items()}
