@@ -106,7 +106,7 @@ def ritz(
         norms = _gram(residual, space.flat(residual)).diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         pairs = RitzPairs(theta[:, :k], vectors[:k], norms[:, :k], theta.amax(1))
         room = min(width, space.dim - len(basis))
-        if room == 0 or iteration == max_iterations - 1 or bool(done(pairs).all()):
+        if bool(done(pairs).all()) or room == 0 or iteration == max_iterations - 1:
             break
         if len(basis) + room > 6 * width:
             kept = mixing[..., : 2 * width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,7 @@ def top_singular(
     chunk_size: int | None = None,
     engine: Engine = "auto",
     generator: Generator = None,
+    callback: Callable[[Tensor, Tensor], None] | None = None,
 ) -> TopSingular:
     """The k largest singular values of the Jacobian between the tangent spaces, matrix-free.
 
@@ -110,6 +112,7 @@ def top_singular(
         max_iterations: of 2(k+4) products each.
         chunk_size, engine: see :func:`georeg.linearize`.
         generator: seeds the start.
+        callback: told the values and residuals ``(B, k)`` after each iteration, such as to show progress.
 
     Raises:
         ValueError: k out of range; points off a manifold; NaN or inf.
@@ -129,11 +132,17 @@ def top_singular(
         tolerance = max(1e-4, 4 * torch.finfo(x.dtype).eps ** 0.5) if tolerance is None else tolerance
         if not 1 <= k <= d:
             raise ValueError(f"k: got {k}, expected 1 to {d}, the smaller dimension")
+
+        def done(p: RitzPairs) -> Tensor:
+            if callback is not None:
+                callback(p.values.clamp_min(0).sqrt(), distance_bound(p))
+            return converged(p, tolerance).all(1)
+
         pairs = ritz(
             pullback_operator(lin, domain, codomain),
             domain.at(lin.x.detach()),
             k,
-            done=lambda p: converged(p, tolerance).all(1),
+            done=done,
             max_iterations=max_iterations,
             generator=generator,
         )

@@ -206,6 +206,16 @@ def test_top_singular_spends_what_it_says_and_less_than_the_dense_one():
     assert top.converged.all()
 
 
+def test_top_singular_tells_how_far_it_is():
+    f, x = rotated(torch.logspace(0, -3, 400)), torch.zeros(1, 400, dtype=torch.float64)
+    seen = []
+    top = diagnostics.top_singular(f, x, 3, callback=lambda values, residuals: seen.append((values, residuals)))
+    assert len(seen) == top.num_products / 14
+    torch.testing.assert_close(seen[-1], (top.values, top.residuals))
+    largest = torch.cat([values[:, 0] for values, _ in seen])
+    assert (largest.diff() >= -1e-12).all()  # Rayleigh quotients on a growing basis
+
+
 def test_top_singular_reports_what_did_not_converge(monkeypatch):
     f, x = rotated(torch.linspace(1, 0.9, 300)), torch.zeros(1, 300, dtype=torch.float64)
     top = diagnostics.top_singular(f, x, 2, max_iterations=1)
