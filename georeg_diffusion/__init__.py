@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from georeg_diffusion.bundle import Bundle, load
+    from georeg_diffusion.denoiser import Denoiser
     from georeg_diffusion.h_space import HSpace
     from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
     from georeg_diffusion.schedule import IsometryGate
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 # Imported on first use: the command line must show its help without loading torch.
 _HOMES = {
     "Bundle": "bundle",
+    "Denoiser": "denoiser",
     "HSpace": "h_space",
     "IsometricDiffusionLoss": "objective",
     "IsometryGate": "schedule",
@@ -19,7 +21,7 @@ _HOMES = {
     "load": "bundle",
 }
 
-__all__ = ["Bundle", "HSpace", "IsometricDiffusionLoss", "IsometryGate", "ObjectiveOutput", "load"]
+__all__ = ["Bundle", "Denoiser", "HSpace", "IsometricDiffusionLoss", "IsometryGate", "ObjectiveOutput", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from georeg_diffusion._compat import diffusers
-from georeg_diffusion.errors import RunError
+from georeg_diffusion.backbones import family_of, unwrapped
+from georeg_diffusion.codec import decode, encode
+from georeg_diffusion.conditioning import Conditioning, class_conditioning, null_conditioning, text_conditioning
+from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.files import replacing
 
 _NETWORKS = ("UNet2DModel",)
@@ -50,6 +54,37 @@ class Bundle:
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return int(config.in_channels), int(height), int(width)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images ``(B, C, H, W)`` in [−1, 1], as the network sees them; images themselves without a codec."""
+        return images if self.codec is None else encode(self.codec, images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` in [−1, 1] of latents; the latents themselves, clamped, without a codec."""
+        return (latents if self.codec is None else decode(self.codec, latents)).clamp(-1, 1)
+
+    def conditioning(
+        self, prompts: Sequence[str] | str | None = None, class_labels: Sequence[int] | Tensor | None = None
+    ) -> Conditioning:
+        """The network's conditioning, one row for each prompt or label.
+
+        Without either: empty for an unconditional model, the empty prompt for one on text.
+
+        Raises:
+            UsageError: naming the option, where the model takes no such condition, needs a class, or has no such class.
+            RunError: prompts for a model without a text encoder.
+        """
+        network = unwrapped(self.network)
+        conditioning: Conditioning = {}
+        if prompts is not None:
+            conditioning |= text_conditioning(network, self.conditioner, prompts)
+        elif family_of(network).takes_text(network):
+            conditioning |= null_conditioning(network, self.conditioner)
+        if class_labels is not None:
+            conditioning |= class_conditioning(network, class_labels)
+        elif (classes := family_of(network).num_classes(network)) is not None:
+            raise UsageError(f"--class-label: this model needs one, from 0 to {classes - 1}")
+        return conditioning
 
     def save(self, folder: str | Path) -> None:
         """Write it as a diffusers pipeline (safetensors), whole or not at all: beside the target, then renamed."""

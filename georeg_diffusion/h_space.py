@@ -14,7 +14,7 @@ import georeg
 from georeg.linearize.base import differentiable_attention
 from georeg.random import Generator
 from georeg.regularizer import Regularizer
-from georeg_diffusion.backbones import backbone_of
+from georeg_diffusion.backbones import backbone_of, family_of, run_network, unwrapped
 
 
 class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encoder is done)
@@ -116,7 +116,7 @@ class HSpace:
     def __init__(self, network: nn.Module, at: str | None = None) -> None:
         self.network = network
         if at is None:
-            self.module = backbone_of(network).h_module(network)
+            self.module = backbone_of(network).h_module(unwrapped(network))
         else:
             names = [name for name, _ in network.named_modules() if name]
             if at not in names:
@@ -131,12 +131,12 @@ class HSpace:
         reached: list[Tensor] = []
 
         def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-            reached.append(_feature(output))
+            reached.append(self._feature(output))
             raise _Reached
 
         handle = self.module.register_forward_hook(stop)
         try:
-            self.network(x_t, t, **conditioning)
+            run_network(self.network, x_t, t, conditioning)
         except _Reached:
             return reached[0]
         finally:
@@ -166,7 +166,7 @@ class HSpace:
             def reach(_module: nn.Module, _args: Any, output: Any) -> None:
                 # A recomputation by gradient checkpointing passes here again, during backward: it is not a new h.
                 if captured._h is None:
-                    captured._h = _feature(output)
+                    captured._h = self._feature(output)
                     attention.close()
 
             for handle in (
@@ -176,10 +176,8 @@ class HSpace:
                 hooks.callback(handle.remove)
             yield captured
 
-
-def _feature(output: Any) -> Tensor:
-    """The tensor of a submodule's output, the first of a tuple."""
-    feature = output[0] if isinstance(output, tuple) else output
-    if not isinstance(feature, Tensor):
-        raise TypeError(f"at: the h-space module returned {type(feature).__name__}, expected a tensor")
-    return feature
+    def _feature(self, output: Any) -> Tensor:
+        feature = family_of(self.network).feature(self.module, output)
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"at: the h-space module returned {type(feature).__name__}, expected a tensor")
+        return feature

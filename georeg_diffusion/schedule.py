@@ -49,8 +49,48 @@ class IsometryGate:
 
 def alphas_cumprod(scheduler: Any, timesteps: Tensor) -> Tensor:
     """ᾱ_t of each timestep ``(B,)``, float64 on the host."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"scheduler: got {type(scheduler).__name__}, which has no ᾱ_t; expected one of a diffusion, such as DDPM"
+        )
     table: Tensor = scheduler.alphas_cumprod
     return table.double().cpu()[timesteps.cpu()]
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether it is flow matching, x_t = (1 − σ) x₀ + σ ε with σ = t/T, rather than a diffusion with ᾱ_t."""
+    is_named = type(scheduler).__name__.startswith("FlowMatch")
+    return is_named or scheduler.config.get("prediction_type") == "flow_prediction"
+
+
+def coefficients(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s of x_t = a·x₀ + s·ε at timesteps ``(B,)``, float64 on the host.
+
+    √ᾱ_t and √(1−ᾱ_t) for a diffusion, 1 − σ and σ = t/T for flow matching: both run from data at small t to noise.
+
+    Raises:
+        ValueError: timesteps outside the schedule; fractions of a step where there is a table of ᾱ_t.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion._compat import diffusers
+        >>> from georeg_diffusion.schedule import coefficients
+        >>> a, s = coefficients(diffusers.FlowMatchEulerDiscreteScheduler(), torch.tensor([250.0, 1000.0]))
+        >>> a.tolist(), s.tolist()
+        ([0.75, 0.0], [0.25, 1.0])
+    """
+    steps = timesteps.detach().cpu()
+    total = int(scheduler.config.num_train_timesteps)
+    last = total if is_flow(scheduler) else total - 1
+    if steps.numel() and not 0 <= float(steps.min()) <= float(steps.max()) <= last:
+        raise ValueError(f"timesteps: got {float(steps.min()):g} to {float(steps.max()):g}, expected them in [0, {last}]")
+    if is_flow(scheduler):
+        sigma = steps.double() / total
+        return 1 - sigma, sigma
+    if steps.is_floating_point() and not bool((steps == steps.round()).all()):
+        raise ValueError("timesteps: got fractions of a step, expected whole numbers: ᾱ_t is a table")
+    alpha_bar = alphas_cumprod(scheduler, steps.long())
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
 def sphere_radius(n: int, alpha_bar: float | Tensor) -> Tensor:
@@ -66,7 +106,8 @@ def sphere_radius(n: int, alpha_bar: float | Tensor) -> Tensor:
     return mean_chi * (1 - torch.as_tensor(alpha_bar, dtype=torch.float64)).sqrt()
 
 
-def _per_sample(coefficient: Tensor, like: Tensor) -> Tensor:
+def per_sample(coefficient: Tensor, like: Tensor) -> Tensor:
+    """One number for each sample ``(B,)``, shaped to multiply ``(B, ...)``."""
     return coefficient.to(device=like.device, dtype=like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -75,7 +116,7 @@ def noised(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
     diffusers' ``add_noise`` moves the scheduler's tables to the samples' device for good; this does not.
     """
-    return _per_sample(alpha_bar.sqrt(), x0) * x0 + _per_sample((1 - alpha_bar).sqrt(), x0) * noise
+    return per_sample(alpha_bar.sqrt(), x0) * x0 + per_sample((1 - alpha_bar).sqrt(), x0) * noise
 
 
 def training_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
@@ -85,7 +126,7 @@ def training_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_typ
     if prediction_type == "sample":
         return x0
     if prediction_type == "v_prediction":
-        return _per_sample(alpha_bar.sqrt(), x0) * noise - _per_sample((1 - alpha_bar).sqrt(), x0) * x0
+        return per_sample(alpha_bar.sqrt(), x0) * noise - per_sample((1 - alpha_bar).sqrt(), x0) * x0
     raise ValueError(
         f"prediction_type: the scheduler says {prediction_type!r}, expected 'epsilon', 'sample' or 'v_prediction'"
     )
