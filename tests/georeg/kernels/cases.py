@@ -1,0 +1,38 @@
+"""What the tests of all kernels share: derivatives of an operator as the isometry loss takes them, and what is kept."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from georeg.kernels.mode import products_only
+
+
+def third(op, point, parameters, *, through_modes=True):
+    """∂(τ₁ + τ₂)/∂(point, parameters) of y = op(point) by one fixed probe; with or without the modes of the engine."""
+    y = op(point)
+    u = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape).requires_grad_()
+    with products_only() if through_modes else torch.enable_grad():
+        (g,) = torch.autograd.grad(y, point, u, create_graph=True)
+    with products_only(cotangents=True) if through_modes else torch.enable_grad():
+        (q,) = torch.autograd.grad(g, u, g, create_graph=True)
+    return torch.autograd.grad(q.square().sum() + g.square().sum(), [point, *parameters], materialize_grads=True)
+
+
+def kept_bytes(run):
+    """Bytes of distinct storages that autograd keeps while run() builds its graph."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = run()
+    del result
+    return sum(storages.values())
+
+
+def flops(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()

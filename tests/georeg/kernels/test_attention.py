@@ -1,0 +1,170 @@
+"""Attention: torch's values, and derivatives of any order from closed forms, in blocks."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from georeg.kernels.attention import attention
+from georeg.kernels.mode import products_only
+
+from .cases import flops, kept_bytes, third
+
+OPTIONS = {"plain": {}, "causal": {"is_causal": True}, "scaled": {"scale": 0.3}}
+BLOCKS = {"one": None, "rows": 64, "a row": 1, "heads": 400}
+
+
+def by_torch(*arguments, **options):
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(*arguments, **options)
+
+
+def tensors(*, leading=(2, 2), rows=5, columns=4, dtype=torch.float64):
+    torch.manual_seed(0)
+    shapes = ((*leading, rows, 3), (*leading, columns, 3), (*leading, columns, 2))
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+def of_one(op, **options):
+    """Attention of one tensor, its thirds being query, key and value."""
+    return lambda x: op(*x.chunk(3, dim=-1), **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_values_and_two_derivatives(options, block):
+    inputs = tensors()
+
+    def f(*a):
+        return attention(*a, **options, block_bytes=block)
+
+    torch.testing.assert_close(f(*inputs), by_torch(*inputs, **options), rtol=1e-12, atol=1e-12)
+    assert gradcheck(f, inputs, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(f, inputs, check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("through_modes", [True, False])
+def test_the_third_derivative(options, block, through_modes):
+    torch.manual_seed(1)
+    x = torch.randn(2, 2, 5, 9, dtype=torch.float64, requires_grad=True)
+    found = third(of_one(attention, **options, block_bytes=block), x, [], through_modes=through_modes)
+    expected = third(of_one(by_torch, **options), x, [], through_modes=False)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_the_third_derivative_when_one_input_alone_moves(part):
+    """As in cross-attention, whose keys and values are no function of the point."""
+    inputs = tensors()
+
+    def f(op):
+        def g(x):
+            return op(*[x if i == part else t for i, t in enumerate(inputs)])
+
+        return third(g, inputs[part], [t for i, t in enumerate(inputs) if i != part], through_modes=op is attention)
+
+    torch.testing.assert_close(f(attention), f(by_torch), rtol=1e-9, atol=1e-11)
+
+
+def test_a_fourth_derivative():
+    x = torch.randn(1, 1, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def f(op):
+        (g,) = torch.autograd.grad(of_one(op)(x).pow(3).sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(g.pow(2).sum(), x, create_graph=True)
+        (k,) = torch.autograd.grad(h.pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(k.sum(), x)
+
+    torch.testing.assert_close(f(attention), f(by_torch), rtol=1e-8, atol=1e-9)
+
+
+def test_functorch():
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(3, *x.shape, dtype=x.dtype)
+
+    def pushed(op, scale):
+        return torch.func.vmap(lambda d: torch.func.jvp(lambda p: of_one(op)(p * scale), (x,), (d,))[1])(v)
+
+    one = torch.ones((), dtype=x.dtype)
+    torch.testing.assert_close(pushed(attention, one), pushed(by_torch, one))
+    through = [torch.func.grad(lambda s, op=op: pushed(op, s).square().sum())(one) for op in (attention, by_torch)]
+    torch.testing.assert_close(*through)
+    y = of_one(attention)(x)
+    c = torch.randn(3, *y.shape, dtype=x.dtype)
+    pulled = torch.func.vmap(lambda w: torch.autograd.grad(y, x, w, retain_graph=True)[0])(c)
+    torch.testing.assert_close(pulled, torch.stack([torch.autograd.grad(of_one(by_torch)(x), x, w)[0] for w in c]))
+
+
+def test_what_goes_to_the_mathematical_form():
+    q, k, v = tensors()
+    mask = torch.rand(5, 4) > 0.4
+    mask[:, 0] = True
+    bias = torch.randn(2, 1, 5, 4, dtype=q.dtype, requires_grad=True)
+    torch.testing.assert_close(attention(q, k, v, mask), by_torch(q, k, v, mask))
+    found, expected = (torch.autograd.grad(op(q, k, v, bias).pow(2).sum(), bias) for op in (attention, by_torch))
+    torch.testing.assert_close(found, expected)
+    torch.manual_seed(5)
+    dropped = attention(q, k, v, dropout_p=0.5)
+    torch.manual_seed(5)
+    torch.testing.assert_close(dropped, by_torch(q, k, v, dropout_p=0.5))
+    few = [t[:, :1] for t in (k, v)]
+    torch.testing.assert_close(attention(q, *few, enable_gqa=True), by_torch(q, *few, enable_gqa=True))
+    torch.testing.assert_close(attention(q, *few), by_torch(q, *few))  # heads that broadcast
+
+
+def test_any_layout():
+    q, k, v = tensors(leading=(3, 4))
+    for layout in (lambda t: t.transpose(0, 1), lambda t: t[::2], lambda t: t[0], lambda t: t[0, 0], lambda t: t[:0]):
+        arguments = [layout(t) for t in (q, k, v)]
+        torch.testing.assert_close(attention(*arguments), by_torch(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_errs_by_its_own_rounding(dtype):
+    inputs = [t.detach().to(dtype).requires_grad_() for t in tensors(rows=32, columns=32)]
+    exact = by_torch(*[t.double() for t in inputs])
+    y = attention(*inputs)
+    assert y.dtype == dtype
+    assert (y - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+    assert torch.autograd.grad(y.sum(), inputs[0])[0].dtype == dtype
+
+
+def test_scores_that_would_overflow():
+    q, k, v = (t.float() for t in tensors())
+    assert torch.isfinite(attention(1e15 * q, 1e15 * k, v)).all()
+
+
+def test_what_is_refused():
+    q, k, v = tensors()
+    with pytest.raises(ValueError, match="query, key, value: got shapes"):
+        attention(q, k, v[..., :3, :])
+    with pytest.raises(ValueError, match="block_bytes: got 0"):
+        attention(q, k, v, block_bytes=0)
+
+
+def test_it_never_keeps_a_matrix():
+    x = torch.randn(1, 2, 64, 12, requires_grad=True)
+
+    def graph(op):
+        y = of_one(op)(x)
+        u = torch.ones_like(y).requires_grad_()
+        with products_only():
+            (g,) = torch.autograd.grad(y, x, u, create_graph=True)
+        with products_only(cotangents=True):
+            (q,) = torch.autograd.grad(g, u, g, create_graph=True)
+        return y, g, q
+
+    matrix = 2 * 64 * 64 * 4
+    assert kept_bytes(lambda: graph(attention)) < matrix
+    assert kept_bytes(lambda: graph(by_torch)) > 4 * matrix
+
+
+def test_the_work_is_counted():
+    q, k, v = (torch.randn(2, 4, 16, 8, requires_grad=True) for _ in range(3))
+    product = 2 * 8 * 16 * 16 * 8  # one matrix product: multiply and add
+    assert flops(lambda: attention(q, k, v)) == 2 * product
+    y = attention(q, k, v)
+    assert flops(lambda: y.sum().backward()) == 5 * product  # the scores once more, and four gradients
