@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -18,6 +17,7 @@ import torch
 from georeg_diffusion.bundle import Bundle, load
 from georeg_diffusion.commands.options import ModelOptions
 from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.evaluation.weights import weights_hash
 from georeg_diffusion.files import write_json
 from georeg_diffusion.options import as_plain, flag_of
 from georeg_diffusion.progress import console
@@ -185,12 +185,3 @@ def _only_model_in(path: str) -> str:
         if inside:
             raise RunError(f"{folder} is no model itself but holds some; name one of them: {', '.join(inside)}")
     return path
-
-
-def weights_hash(network: torch.nn.Module) -> str:
-    """SHA-256 of a network's weights, names and values, the same wherever the model lies."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -45,9 +45,7 @@ class FeatureMoments:
         x = features.detach().double().cpu()
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).any(1).sum())
-            raise ValueError(
-                f"features: {bad} of {len(x)} are not finite, expected numbers; does the model generate NaN? try --dtype float32"
-            )
+            raise ValueError(f"features: {bad} of {len(x)} are not finite, expected numbers; look for NaN in the images")
         mean = x.mean(0) if len(x) else torch.zeros(x.shape[1], dtype=torch.float64)
         return cls(len(x), mean, (x - mean).T @ (x - mean))
 

@@ -46,9 +46,10 @@ def subset_mmd(a: Tensor, b: Tensor, *, subsets: int, subset_size: int, generato
     Raises:
         ValueError: a subset larger than a set, or of fewer than two.
     """
-    if not 2 <= subset_size <= min(len(a), len(b)):
+    smaller = min(len(a), len(b))
+    if not 2 <= subset_size <= smaller:
         raise ValueError(
-            f"subset_size: got {subset_size}, expected 2 to {min(len(a), len(b))}, the smaller of {len(a)} and {len(b)} samples"
+            f"subset_size: got {subset_size}, expected 2 to {smaller}, the smaller of {len(a)} and {len(b)} samples"
         )
     values = []
     for _ in range(subsets):

@@ -11,8 +11,8 @@ from torch import Tensor
 from georeg import Estimate
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.images import Images
-from georeg_diffusion.evaluation.classifier import FeatureNetwork, features_of
 from georeg_diffusion.evaluation.denoising import denoising_loss
+from georeg_diffusion.evaluation.feature_network import FeatureNetwork, features_of
 from georeg_diffusion.evaluation.frechet import frechet_distance
 from georeg_diffusion.evaluation.geometry import MAX_SPECTRUM, geometry
 from georeg_diffusion.evaluation.mrtl import mean_relative_trajectory_length

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from georeg_diffusion.commands.options import ModelOptions
-from georeg_diffusion.commands.workspace import weights_hash, workspace
+from georeg_diffusion.commands.workspace import workspace
 from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.evaluation.weights import weights_hash
 from georeg_diffusion.options import option, resolve
 
 
