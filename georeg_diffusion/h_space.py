@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from georeg.linearize.base import differentiable_attention
 from georeg.random import Generator
 from georeg.regularizer import Regularizer
 from georeg_diffusion.backbones import backbone_of, family_of, run_network, unwrapped
+from georeg_diffusion.recompute import same_attention_when_recomputed
 
 
 class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encoder is done)
@@ -38,6 +39,14 @@ def _shared_attention() -> Iterator[None]:
         _captures -= 1
         if not _captures:
             _attention.close()
+
+
+@contextmanager
+def _as_written(network: nn.Module) -> Iterator[None]:
+    """Let what torch.compile has compiled run as it was written, and checkpointed blocks run again as they first did."""
+    is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext(), same_attention_when_recomputed(network):
+        yield
 
 
 class Capture:
@@ -118,13 +127,14 @@ class HSpace:
         if at is None:
             self.module = backbone_of(network).h_module(unwrapped(network))
         else:
-            names = [name for name, _ in network.named_modules() if name]
+            inner = unwrapped(network)
+            names = [name for name, _ in inner.named_modules() if name]
             if at not in names:
                 raise ValueError(
-                    f"at: got {at!r}, expected the name of a submodule of {type(network).__name__}, such as "
+                    f"at: got {at!r}, expected the name of a submodule of {type(inner).__name__}, such as "
                     f"{', '.join(name for name in names if '.' not in name)}"
                 )
-            self.module = network.get_submodule(at)
+            self.module = inner.get_submodule(at)
 
     def encode(self, x_t: Tensor, t: Tensor | int, **conditioning: Any) -> Tensor:
         """h ``(B, ...)`` at x_t ``(B, ...)``; nothing behind the h-space module runs."""
@@ -136,7 +146,8 @@ class HSpace:
 
         handle = self.module.register_forward_hook(stop)
         try:
-            run_network(self.network, x_t, t, conditioning)
+            with _as_written(self.network):
+                run_network(self.network, x_t, t, conditioning)
         except _Reached:
             return reached[0]
         finally:
@@ -148,11 +159,12 @@ class HSpace:
         """Keep x_t and h of the network's next forward passes (the last one counts), with the graph between them.
 
         Until h is reached attention runs as plain matrix products, because fused kernels have no second
-        derivative; behind it, whatever the model uses.
+        derivative; behind it, whatever the model uses. What torch.compile has compiled runs as it was written until
+        the block ends: compiled graphs have no second derivative, and pass by hooks that came later.
         """
-        captured = Capture()
-        parameter = next(iter(inspect.signature(self.network.forward).parameters))
-        with ExitStack() as hooks, ExitStack() as attention:
+        captured, network = Capture(), unwrapped(self.network)
+        parameter = next(iter(inspect.signature(network.forward).parameters))
+        with _as_written(self.network), ExitStack() as hooks, ExitStack() as attention:
 
             def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
                 if not torch.is_grad_enabled():
@@ -170,7 +182,7 @@ class HSpace:
                     attention.close()
 
             for handle in (
-                self.network.register_forward_pre_hook(enter, with_kwargs=True),
+                network.register_forward_pre_hook(enter, with_kwargs=True),
                 self.module.register_forward_hook(reach),
             ):
                 hooks.callback(handle.remove)

@@ -68,10 +68,12 @@ class Unknown(Backbone):
 
 
 def unwrapped(network: Any) -> Any:
-    """The network inside what torch.compile and peft put around it."""
+    """The network inside what torch.compile, peft and DistributedDataParallel put around it."""
     while True:
         if hasattr(network, "_orig_mod"):
             network = network._orig_mod
+        elif isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            network = network.module
         elif type(network).__name__.startswith("Peft") and hasattr(network, "get_base_model"):
             network = network.get_base_model()
         else:

@@ -12,8 +12,8 @@ from georeg_diffusion.backbones.base import Backbone
 
 
 def middle_of(blocks: nn.ModuleList) -> nn.Module:
-    """Block number ⌊K/2⌋ of K, counted from 1; the only one of one."""
-    return blocks[max(len(blocks) // 2 - 1, 0)]
+    """The block behind which half of the K blocks have run: number ⌈K/2⌉, counted from 1."""
+    return blocks[(len(blocks) - 1) // 2]
 
 
 @register("backbone", "dit")

@@ -59,7 +59,7 @@ def dit(**kwargs):
 
 def sd3(**kwargs):
     """Three joint blocks; text tokens of 6 numbers, pooled text of 5."""
-    options = {"num_layers": 3, "qk_norm": "rms_norm", **kwargs}
+    options = {"num_layers": 3, **kwargs}
     return diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
