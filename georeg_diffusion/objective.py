@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import georeg
+from georeg.kernels import fused
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
 from georeg.random import Generator
@@ -232,7 +233,7 @@ class IsometricDiffusionLoss(nn.Module):
         if self.metric == "isodiff":  # the released code's own pass, at the point it moves x_t to
             arguments = dict(inputs)
             latent = isodiff_point(arguments.pop("sample")).detach().requires_grad_()
-            with torch.enable_grad(), differentiable_attention():
+            with torch.enable_grad(), differentiable_attention(), fused():
                 feature = self.h_space.encode(latent, arguments.pop("timestep"), **arguments)
             return self._predict(inputs), latent, feature
         # Under no_grad (a validation loss) J still needs the encoder's graph.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
-from georeg.kernels.mode import skips
+from georeg.kernels.mode import autocast, in_functorch, skips, zero_cotangents
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,16 @@ class _Convolution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, bias, ctx.geometry = inputs
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, bias)
+        ctx.set_materialize_grads(False)
+        # vmap has one list of axes for both, so both must save alike.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] or in_functorch() else None, weight, bias)
         ctx.save_for_forward(x, weight, bias)
         ctx.shape, ctx.output_shape = tuple(x.shape), tuple(output.shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
+        if g is None:
+            return None, None, None, None
         x, weight, bias = ctx.saved_tensors
         dx = _InputGradient.apply(g, weight, ctx.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
         dw = db = None
@@ -88,16 +92,21 @@ class _InputGradient(Function):
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, shape: tuple[int, ...], geometry: Geometry) -> Tensor:
+        if zero_cotangents():
+            return g.new_zeros(()).expand(shape)
         return geometry.backward(g, _shaped(g, shape), weight, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         g, weight, ctx.shape, ctx.geometry = inputs
-        ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, weight)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g if ctx.needs_input_grad[1] or in_functorch() else None, weight)
         ctx.save_for_forward(g, weight)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, v: Tensor | None) -> tuple[Any, ...]:
+        if v is None:
+            return None, None, None, None
         g, weight = ctx.saved_tensors
         dg = _Convolution.apply(v, weight, None, ctx.geometry) if ctx.needs_input_grad[0] else None
         dw = None
@@ -128,11 +137,14 @@ class _WeightGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         g, x, ctx.shape, ctx.geometry = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x)
         ctx.save_for_forward(g, x)
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, w: Tensor | None) -> tuple[Any, ...]:
+        if w is None:
+            return None, None, None, None
         g, x = ctx.saved_tensors
         dg = _Convolution.apply(x, w, None, ctx.geometry) if ctx.needs_input_grad[0] else None
         dx = _InputGradient.apply(g, w, tuple(x.shape), ctx.geometry) if ctx.needs_input_grad[1] else None
@@ -155,7 +167,7 @@ def _each(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def convolution(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, ...] = 1,
@@ -169,7 +181,7 @@ def convolution(
     second derivative of a convolution always computes one.
 
     Args:
-        x: input ``(B, C, *space)``, or ``(C, *space)``.
+        input: x ``(B, C, *space)``, or ``(C, *space)``.
         weight: ``(C_out, C / groups, *kernel)``.
         bias: ``(C_out,)`` or None.
         stride, padding, dilation, groups: as of torch's own; padding may be ``"same"`` or ``"valid"``.
@@ -185,6 +197,7 @@ def convolution(
         >>> torch.equal(convolution(x, weight, padding=1), torch.nn.functional.conv2d(x, weight, padding=1))
         True
     """
+    x, weight, bias = autocast(input, weight, bias)
     n = weight.ndim - 2
     steps, spread = _each(stride, n), _each(dilation, n)
     if isinstance(padding, str):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
 
 # Counters of the process, not of a thread: on a GPU the backward pass runs in a thread of its own, while the one that
 # asked for it waits.
 _products = 0
 _cotangents = 0
+_zeros = 0
 
 
 @contextmanager
-def products_only(*, cotangents: bool = False) -> Iterator[None]:
+def products_only(*, cotangents: bool = False, zeros: bool = False) -> Iterator[None]:
     """Within it, backward passes are Jacobian products: the operators of this package give parameters no gradient.
 
     ``autograd.grad(outputs, inputs)`` asks for the gradient of the inputs alone, but a Python autograd function is not
@@ -23,22 +26,51 @@ def products_only(*, cotangents: bool = False) -> Iterator[None]:
     Args:
         cotangents: J·v is being taken as ∂⟨Jᵀu, v⟩/∂u: the points are no function of u, so that gradients with respect
             to cotangents alone are wanted.
+        zeros: Jᵀu is being taken at u = 0 for the sake of its graph: every pullback is a zero, at no cost.
     """
-    global _products, _cotangents
+    global _products, _cotangents, _zeros
     _products += 1
     _cotangents += cotangents
+    _zeros += zeros
     try:
         yield
     finally:
         _products -= 1
         _cotangents -= cotangents
+        _zeros -= zeros
 
 
 def skips(parameter: Tensor | None) -> bool:
-    """Whether a parameter gets no gradient now. One that is computed (it may be from the point) always gets its own."""
-    return parameter is None or (_products > 0 and parameter.grad_fn is None)
+    """Whether a parameter gets no gradient now. One that is computed (it may be from the point) always gets its own.
+
+    A leaf that autocast has cast is still a leaf here.
+    """
+    return parameter is None or (_products > 0 and (parameter.grad_fn is None or _is_cast_leaf(parameter.grad_fn)))
+
+
+def _is_cast_leaf(node: Any) -> bool:
+    return node.name() == "ToCopyBackward0" and node.next_functions[0][0].name() == "torch::autograd::AccumulateGrad"
 
 
 def cotangents_only() -> bool:
     """Whether gradients with respect to cotangents alone are wanted."""
     return _cotangents > 0
+
+
+def zero_cotangents() -> bool:
+    """Whether all cotangents are zero, and with them what is pulled back."""
+    return _zeros > 0
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as torch's own operators on the autocast list would take them: autocast does not reach into a Function."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def in_functorch() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp) is active, inside which autograd.grad does not work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_map
 
-from georeg.kernels.mode import cotangents_only, skips
+from georeg.kernels.mode import cotangents_only, in_functorch, skips, zero_cotangents
 
 Maybe = Tensor | None
 
@@ -136,7 +136,7 @@ class _Value(Function):
         operator, primals = ctx.operator, ctx.saved_tensors[: ctx.count]
         stats = ctx.saved_tensors[ctx.count :]
         wanted = _wanted(ctx, primals, operator, 1)
-        if not torch.is_grad_enabled() and not _in_functorch():
+        if not torch.is_grad_enabled() and not in_functorch():
             return (None, *operator.pullback(c, primals, stats, wanted))
         gradients: list[Maybe] = [None] * len(primals)
         if any(wanted[: operator.points]):
@@ -174,6 +174,8 @@ class _Pullback(Function):
     @staticmethod
     def forward(operator: Operator, c: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         primals, stats = _split(operator, rest)
+        if zero_cotangents():
+            return tuple(p.new_zeros(()).expand(p.shape) for p in primals[: operator.points])
         found = operator.pullback(c, primals, stats, _points_only(operator, primals))
         return found[: operator.points]  # type: ignore[return-value]
 
@@ -193,7 +195,7 @@ class _Pullback(Function):
             return (None, None, *nothing)
         push = ctx.needs_input_grad[1]
         wanted = [False] * len(primals) if cotangents_only() else _wanted(ctx, primals, operator, 2)
-        if torch.is_grad_enabled() or _in_functorch():
+        if torch.is_grad_enabled() or in_functorch():
             pushed = _Pushforward.apply(operator, *tangents, *rest) if push else None
             gradients = _differentiable(operator, c, tangents, primals, wanted)
         elif not any(wanted):
@@ -254,7 +256,7 @@ class _Pushforward(Function):
         pull = any(ctx.needs_input_grad[1 : 1 + points])
         wanted = _wanted(ctx, primals, operator, 1 + points)
         pulled: tuple[Maybe, ...] = (None,) * points
-        if torch.is_grad_enabled() or _in_functorch():
+        if torch.is_grad_enabled() or in_functorch():
             if pull:
                 pulled = _Pullback.apply(operator, c, *rest)
             gradients = _differentiable(operator, c, tangents, primals, wanted)
@@ -312,10 +314,6 @@ def _split(operator: Operator, rest: Sequence[Any]) -> tuple[Sequence[Any], Sequ
 
 def _points_only(operator: Operator, primals: Sequence[Any]) -> list[bool]:
     return [i < operator.points for i in range(len(primals))]
-
-
-def _in_functorch() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _batched_parameters(in_dims: Sequence[Any]) -> bool:

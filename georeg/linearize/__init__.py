@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from georeg.kernels import fused
 from georeg.linearize.base import (
     Linearization,
     Map,
@@ -75,9 +76,10 @@ def linearize(
             lin = ForwardLinearization(f, point, chunk_size=chunk_size)
             check_value(x, lin.value)
             return lin
-        with torch.enable_grad(), differentiable_attention():
+        with torch.enable_grad(), differentiable_attention(), fused():
             point = point if point.requires_grad else point.detach().requires_grad_()
-            value = check_value(point, f(point))
+            # A view, so that no operator takes a point that is a leaf for one of the map's parameters.
+            value = check_value(point, f(point.view_as(point)))
         check_samplewise(point, value)
     return ReverseLinearization(point, value, chunk_size=chunk_size)
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from georeg.kernels.mode import in_functorch as in_functorch
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -135,8 +137,3 @@ def graph_ready(x: Tensor) -> Tensor:
 def differentiable_attention() -> AbstractContextManager[None]:
     """Attention by plain matrix products: torch's fused kernels have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH)
-
-
-def in_functorch() -> bool:
-    """Whether a torch.func transform (grad, vmap, jvp) is active, inside which autograd.grad does not work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from georeg.kernels import products_only
 from georeg.linearize.base import Linearization
 
 
-def _zeros(inputs: Tensor, cotangent: Tensor, batched: bool) -> Tensor:
+def _zeros(inputs: Tensor) -> Tensor:
     """Zero products, with a graph (a loss of them can still be differentiated) and never NaN."""
-    zeros = torch.where(torch.zeros_like(inputs, dtype=torch.bool), inputs, 0)
-    return zeros.expand(len(cotangent), *inputs.shape).clone() if batched else zeros
+    return torch.where(torch.zeros_like(inputs, dtype=torch.bool), inputs, 0)
 
 
-def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool, batched: bool) -> Tensor:
+def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool) -> Tensor:
     """∂⟨outputs, cotangent⟩/∂inputs, zero where the outputs do not depend on the inputs at all."""
     if not outputs.requires_grad:
-        return _zeros(inputs, cotangent, batched)
+        return _zeros(inputs)
     try:
         (product,) = torch.autograd.grad(
-            outputs,
-            inputs,
-            cotangent,
-            retain_graph=True,
-            create_graph=create_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
+            outputs, inputs, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
     except RuntimeError as error:
         if "derivative for aten::" in str(error) and "not implemented" in str(error):
@@ -36,8 +32,7 @@ def _grad(outputs: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: b
                 "(georeg.linearize does so itself; linearize_graph cannot)"
             ) from error
         raise
-    # Not autograd's materialize_grads, which forgets the axis of the probes.
-    return _zeros(inputs, cotangent, batched) if product is None else product
+    return _zeros(inputs) if product is None else product
 
 
 class ReverseLinearization(Linearization):
@@ -59,26 +54,33 @@ class ReverseLinearization(Linearization):
     def _vjp(self, w: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
 
-        def product(u: Tensor, *, batched: bool) -> Tensor:
-            if create_graph and not batched:
+        def one(u: Tensor) -> Tensor:
+            if create_graph:
                 # The cotangent joins the graph, so that this very graph can be differentiated for J v.
                 u = u if u.requires_grad else u.detach().requires_grad_()
-                g = _grad(self.value, self.x, u, create_graph=True, batched=False)
+            g = _grad(self.value, self.x, u, create_graph=create_graph)
+            if create_graph:
                 self._transposed = (u, g)
-                return g
-            return _grad(self.value, self.x, u, create_graph=create_graph, batched=batched)
+            return g
 
-        return self._in_chunks(w, lambda u: product(u, batched=False), lambda u: product(u, batched=True))
+        with products_only():
+            return self._in_chunks(w, one, _vectorised(self.value, self.x, create_graph))
 
     def _jvp(self, v: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
         if self._transposed is None:
-            with torch.enable_grad():
+            with torch.enable_grad(), products_only(zeros=True):
                 u = torch.zeros_like(self.value, requires_grad=True)
-                self._transposed = (u, _grad(self.value, self.x, u, create_graph=True, batched=False))
+                self._transposed = (u, _grad(self.value, self.x, u, create_graph=True))
         u, g = self._transposed
+        with products_only(cotangents=True):
+            return self._in_chunks(v, lambda p: _grad(g, u, p, create_graph=create_graph), _vectorised(g, u, create_graph))
 
-        def product(p: Tensor, *, batched: bool) -> Tensor:
-            return _grad(g, u, p, create_graph=create_graph, batched=batched)
 
-        return self._in_chunks(v, lambda p: product(p, batched=False), lambda p: product(p, batched=True))
+def _vectorised(outputs: Tensor, inputs: Tensor, create_graph: bool) -> Callable[[Tensor], Tensor]:
+    """Products with several cotangents at once.
+
+    Not autograd's is_grads_batched: its vmap, older than torch.func's, silently drops the graph of an autograd function's
+    derivative.
+    """
+    return torch.func.vmap(lambda cotangent: _grad(outputs, inputs, cotangent, create_graph=create_graph), randomness="same")

@@ -1,0 +1,99 @@
+"""Run a model with this package's operators in place of torch's own; nothing on the model is changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from georeg.kernels.attention import attention
+from georeg.kernels.convolution import convolution
+from georeg.kernels.group_norm import group_norm, group_norm_silu
+from georeg.kernels.mode import autocast, in_functorch
+
+
+def _in_checkpoint() -> bool:
+    """Whether a region of ``torch.utils.checkpoint`` is being run, which runs again in a backward pass that sees no mode."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a rule may have this argument: no subclass of Tensor with an own mind, and only real floating point."""
+    return not isinstance(value, Tensor) or (type(value) in (Tensor, nn.Parameter) and value.is_floating_point())
+
+
+class _Fused(TorchFunctionMode):
+    """Replace operators as they are called, where a derivative can be asked for at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._normalised: tuple[weakref.ref[Tensor], int, tuple[Any, ...]] | None = None
+        self._rules: dict[Any, Callable[..., Tensor]] = {
+            nn.functional.conv1d: convolution,
+            nn.functional.conv2d: convolution,
+            nn.functional.conv3d: convolution,
+            nn.functional.group_norm: self._group_norm,
+            nn.functional.silu: self._silu,
+            nn.functional.scaled_dot_product_attention: _attention,
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # torch.compile has derivatives of its own, once, and traces this very method
+            return func(*args, **kwargs)
+        rule = self._rules.get(func)
+        if rule is None or not _can_replace((*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        return rule(*args, **kwargs)
+
+    def _group_norm(
+        self, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        if input.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # autocast runs it in float32 there
+            input = input.to(torch.promote_types(input.dtype, torch.float32))
+        z = group_norm(input, num_groups, weight, bias, eps)
+        self._normalised = weakref.ref(z), z._version, (input, num_groups, weight, bias, eps)
+        return z
+
+    def _silu(self, input: Tensor, inplace: bool = False) -> Tensor:
+        """Of a group norm's output: both as one operator, from that norm's input."""
+        if self._normalised is not None and not inplace:
+            z, version, arguments = self._normalised
+            if z() is input and input._version == version:
+                return group_norm_silu(*arguments)
+        return nn.functional.silu(input, inplace)
+
+
+def _can_replace(values: tuple[Any, ...]) -> bool:
+    return (torch.is_grad_enabled() or in_functorch()) and not _in_checkpoint() and all(map(_is_plain, values))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return attention(*autocast(query, key, value), *args, **kwargs)
+
+
+def fused() -> AbstractContextManager[Any]:
+    """Within it, convolutions, group norms (with a SiLU behind them) and attention are this package's operators.
+
+    Their derivatives compute and keep no more than is asked for. Values, dtypes (under autocast too) and derivatives of
+    every order are torch's own, to rounding. What runs without gradients, on subclasses of ``Tensor`` or inside
+    ``torch.utils.checkpoint`` or ``torch.compile`` is left to torch. Backward passes may run after the context has ended.
+
+    Example:
+        >>> import torch
+        >>> from georeg.kernels import fused
+        >>> layer, x = torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+        >>> with fused():
+        ...     y = layer(x)
+        >>> torch.equal(y, layer(x)), type(y.grad_fn).__name__
+        (True, '_ConvolutionBackward')
+    """
+    return _Fused()

@@ -1,0 +1,196 @@
+"""`fused()`: a model's own operators replaced for as long as it lasts, with the same results."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import georeg
+from georeg.kernels import fused
+from georeg.linearize import linearize_graph
+from georeg.linearize.forward import _ContiguousGroupNorm
+
+
+class Block(nn.Module):
+    """Every operator that is replaced, and some that are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Linear(4, 4)
+        self.out, self.plain_norm = nn.Conv2d(4, 3, 3, stride=2), nn.GroupNorm(2, 4)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, x):
+        h = self.linear(F.silu(self.norm(self.conv(x))).flatten(2).mT)
+        q = h.unflatten(-1, (2, 2)).transpose(1, 2)
+        h = F.scaled_dot_product_attention(q, q.flip(-1), q * 2).transpose(1, 2).flatten(2)
+        return self.out(torch.tanh(self.plain_norm(h.mT.unflatten(-1, x.shape[2:]))))
+
+
+def points(batch=2, dtype=torch.float64):
+    torch.manual_seed(0)
+    return torch.randn(batch, 2, 5, 5, dtype=dtype)
+
+
+@pytest.fixture
+def block():
+    return Block().double()
+
+
+def names(y):
+    """Of the nodes of y's graph."""
+    found, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
+def moments(f, x, side, run):
+    """τ₁, τ₂ and the gradient of a function of them, from a graph that was made inside or outside of fused()."""
+    x = x.clone().requires_grad_()
+    with run, sdpa_kernel(SDPBackend.MATH):
+        y = f(x)
+    estimator = georeg.Hutchinson(num_probes=2, side=side)
+    loss = georeg.IsometryLoss(estimator=estimator, chunk_size=1)
+    out = loss.of(linearize_graph(x, y, chunk_size=1), generator=torch.Generator().manual_seed(0))
+    parameters = [*f.parameters(), x]
+    found = torch.autograd.grad(out.loss + y.square().mean(), parameters, allow_unused=True)
+    return out.moments.trace, out.moments.trace_sq, *found
+
+
+@pytest.mark.parametrize("side", ["domain", "codomain"])
+def test_the_loss_and_its_gradients_are_torchs(block, side):
+    x = points()
+    expected = moments(block, x, side, sdpa_kernel(SDPBackend.MATH))
+    torch.testing.assert_close(moments(block, x, side, fused()), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_it_replaces_operators_while_it_lasts_and_leaves_nothing_behind(block):
+    x = points().requires_grad_()
+    before = names(block(x))
+    with fused():
+        inside = names(block(x))
+    assert "ConvolutionBackward0" not in inside
+    assert names(block(x)) == before
+    assert "ConvolutionBackward0" in before
+    with pytest.raises(ZeroDivisionError), fused():
+        raise ZeroDivisionError
+    assert names(block(x)) == before
+
+
+def test_it_may_be_entered_twice(block):
+    x = points().requires_grad_()
+    expected = block(x)
+    with fused(), fused():
+        torch.testing.assert_close(block(x), expected)
+    assert "ConvolutionBackward0" in names(block(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_torchs_dtypes_and_gradients(block, dtype):
+    block.float()
+    x = points(dtype=torch.float32).requires_grad_()
+
+    def run(enabled=True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            y = block(x)
+        return y, *torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()])
+
+    exact, torchs = run(enabled=False), run()
+    with fused():
+        found = run()
+    assert [t.dtype for t in found] == [t.dtype for t in torchs]
+    assert found[0].dtype == dtype
+    ours, theirs = (sum((a - b).square().sum() for a, b in zip(each, exact, strict=True)) for each in (found, torchs))
+    assert ours <= 4 * theirs
+
+
+def test_a_leaf_under_autocast_is_still_skipped_by_products():
+    layer, x = nn.Conv2d(2, 2, 3), points(dtype=torch.float32)
+
+    def work(dtype):
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype, enabled=dtype is not None):
+            georeg.linearize(layer, x).vjp(torch.ones(1, 2, 2, 3, 3))
+        return counter.get_total_flops()
+
+    assert work(torch.bfloat16) == work(None)
+
+
+def test_torch_func_inside_and_outside(block):
+    x = points()
+    v = torch.randn(3, *x.shape, dtype=x.dtype)
+
+    def loss(weight, p):
+        y = torch.func.functional_call(block, {"conv.weight": weight}, (p,))
+        return y.square().sum()
+
+    def run():
+        with sdpa_kernel(SDPBackend.MATH):
+            push = torch.func.vmap(lambda d: torch.func.jvp(block, (x,), (d,))[1])(v)
+            mixed = torch.func.grad(lambda w: torch.func.jvp(lambda p: loss(w, p), (x,), (v[0],))[1])(block.conv.weight)
+            return push, mixed, torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=(None, 0))(block.conv.weight, v)
+
+    with _ContiguousGroupNorm():  # without which torch's own forward mode fails
+        expected = run()
+    with fused():
+        found = run()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_checkpointed_region_is_left_to_torch(block):
+    """It runs again in a backward pass that does not see the mode, and must save the same tensors."""
+    x = points().requires_grad_()
+    expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    with fused():
+        y = checkpoint(block, x, use_reentrant=False)
+    found = torch.autograd.grad(y.square().sum(), list(block.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_runs_without_gradients_is_torchs_own(block):
+    x = points()
+    with torch.no_grad():
+        expected = block(x)
+        with fused():
+            assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64])
+def test_what_the_rules_do_not_cover_is_left_to_torch(dtype):
+    x, weight = torch.randn(1, 2, 4, 4, dtype=dtype, requires_grad=True), torch.randn(2, 2, 3, 3, dtype=dtype)
+    with fused():
+        assert "_ConvolutionBackward" not in names(F.conv2d(x, weight))
+
+
+def test_keywords_and_errors_are_torchs():
+    x, weight = points().requires_grad_(), torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    with fused():
+        torch.testing.assert_close(F.conv2d(input=x, weight=weight, padding="same"), F.conv2d(x, weight, padding=1))
+        with pytest.raises(RuntimeError, match="channels"):
+            F.conv2d(x, weight[:, :1])
+        with pytest.raises(RuntimeError, match="type|dtype"):
+            F.conv2d(x, weight.float())
+
+
+def test_a_compiled_map(block):
+    x = points().requires_grad_()
+    compiled = torch.compile(block, backend="eager")
+    with sdpa_kernel(SDPBackend.MATH), fused():
+        torch.testing.assert_close(compiled(x), block(x))
+    torch._dynamo.reset()
+
+
+def test_inside_a_product_a_point_that_serves_as_a_weight_keeps_its_gradient():
+    x = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    image = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    lin = georeg.linearize(lambda w: F.conv2d(image, w).transpose(0, 1), x)
+    w = torch.randn(1, 2, 1, 3, 3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(F.conv2d(image, p := x.clone().requires_grad_()).transpose(0, 1), p, w[0])
+    torch.testing.assert_close(lin.vjp(w)[0], expected)
