@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import georeg
+from georeg.kernels import fused
 from georeg.linearize.base import differentiable_attention
 from georeg.random import Generator
 from georeg.regularizer import Regularizer
@@ -22,23 +23,24 @@ class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encode
     pass
 
 
-_attention = ExitStack()
+_operators = ExitStack()
 _captures = 0
 
 
 @contextmanager
-def _shared_attention() -> Iterator[None]:
-    """Differentiable attention, entered by the first of several captures and left by the last, in whatever order."""
+def _shared_operators() -> Iterator[None]:
+    """Operators made to be differentiated twice, entered by the first of several captures and left by the last one."""
     global _captures
     if not _captures:
-        _attention.enter_context(differentiable_attention())
+        _operators.enter_context(differentiable_attention())
+        _operators.enter_context(fused())
     _captures += 1
     try:
         yield
     finally:
         _captures -= 1
         if not _captures:
-            _attention.close()
+            _operators.close()
 
 
 @contextmanager
@@ -158,13 +160,14 @@ class HSpace:
     def capture(self) -> Iterator[Capture]:
         """Keep x_t and h of the network's next forward passes (the last one counts), with the graph between them.
 
-        Until h is reached attention runs as plain matrix products, because fused kernels have no second
+        Until h is reached georeg's own operators run in place of torch's (:func:`georeg.kernels.fused`), and inside
+        gradient checkpointing attention as plain matrix products, because torch's fused kernels have no second
         derivative; behind it, whatever the model uses. What torch.compile has compiled runs as it was written until
         the block ends: compiled graphs have no second derivative, and pass by hooks that came later.
         """
         captured, network = Capture(), unwrapped(self.network)
         parameter = next(iter(inspect.signature(network.forward).parameters))
-        with _as_written(self.network), ExitStack() as hooks, ExitStack() as attention:
+        with _as_written(self.network), ExitStack() as hooks, ExitStack() as operators:
 
             def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
                 if not torch.is_grad_enabled():
@@ -172,14 +175,14 @@ class HSpace:
                 sample = args[0] if args else kwargs[parameter]
                 captured._x = sample if sample.requires_grad else sample.detach().requires_grad_()
                 captured._h = None
-                attention.enter_context(_shared_attention())
+                operators.enter_context(_shared_operators())
                 return ((captured._x, *args[1:]), kwargs) if args else (args, {**kwargs, parameter: captured._x})
 
             def reach(_module: nn.Module, _args: Any, output: Any) -> None:
                 # A recomputation by gradient checkpointing passes here again, during backward: it is not a new h.
                 if captured._h is None:
                     captured._h = self._feature(output)
-                    attention.close()
+                    operators.close()
 
             for handle in (
                 network.register_forward_pre_hook(enter, with_kwargs=True),
