@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from georeg_diffusion._compat import diffusers
 from georeg_diffusion.backbones import family_of, unwrapped
 from georeg_diffusion.codec import decode, encode
 from georeg_diffusion.conditioning import Conditioning, class_conditioning, null_conditioning, text_conditioning
 from georeg_diffusion.errors import RunError, UsageError
-from georeg_diffusion.files import replacing
-
-_NETWORKS = ("UNet2DModel",)
+from georeg_diffusion.pipelines import read_network, read_pipeline, write
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,13 @@ class Bundle:
     """A diffusion model.
 
     Attributes:
-        network: the denoising network, called as ``network(sample, timestep, **conditioning)``.
+        network: the denoising network, of a family in :mod:`georeg_diffusion.backbones`.
         scheduler: the noise schedule it was trained with.
         codec: the autoencoder between pixels and latents; None for a model on pixels.
-        conditioner: what turns prompts or labels into the network's conditioning; None if unconditional.
-        pipeline_class: the diffusers pipeline that it saves as.
+        conditioner: turns a list of prompts into the network's conditioning; None without a text encoder.
+        pipeline_class: the diffusers pipeline that it saves as; None takes what fits: DDPMPipeline, LDMPipeline with a
+            codec, DiTPipeline, or the bare network with its scheduler.
+        components: what else that pipeline's constructor takes, such as text encoders and tokenizers.
 
     Example:
         >>> from georeg_diffusion import Bundle
@@ -45,13 +44,16 @@ class Bundle:
     scheduler: Any
     codec: nn.Module | None = None
     conditioner: Any = None
-    pipeline_class: str = "DDPMPipeline"
+    pipeline_class: str | None = None
+    components: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one x_t."""
-        config = self.network.config
+        config = unwrapped(self.network).config
         size = config.sample_size
+        if size is None:
+            raise RunError(f"sample_size: this {type(self.network).__name__} was saved without; set it in its config.json")
         height, width = (size, size) if isinstance(size, int) else size
         return int(config.in_channels), int(height), int(width)
 
@@ -86,19 +88,33 @@ class Bundle:
             raise UsageError(f"--class-label: this model needs one, from 0 to {classes - 1}")
         return conditioning
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Bundle:
+        """Move it: the network to a device and precision, codec and text encoders to the device in their own precision."""
+        self.network.to(device=device, dtype=dtype)
+        for part in (self.codec, *self.components.values()):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
     def save(self, folder: str | Path) -> None:
-        """Write it as a diffusers pipeline (safetensors), whole or not at all: beside the target, then renamed."""
-        pipeline = getattr(diffusers, self.pipeline_class)(unet=self.network, scheduler=self.scheduler)
-        with replacing(Path(folder)) as scratch:
-            pipeline.save_pretrained(scratch, safe_serialization=True)
+        """Write it as a diffusers pipeline (safetensors), whole or not at all: beside the target, then renamed.
+
+        Raises:
+            RunError: a codec that ``pipeline_class`` has no place for.
+        """
+        network = unwrapped(self.network)
+        write(Path(folder), network, self.scheduler, self.codec, self.pipeline_class, self.components)
 
 
 def load(path: str | Path) -> Bundle:
     """Load a model: a diffusers pipeline folder, a bare network folder, or a hub id. Weights as safetensors only.
 
+    Pipelines: DDPM, DDIM, LDM, DiT, Stable Diffusion and Stable Diffusion 3, also their image-to-image variants. No code
+    that comes with a model is run.
+
     Args:
-        path: a folder with ``model_index.json`` (a pipeline) or ``config.json`` (a network; it then gets diffusers'
-            default DDPM schedule), or the id of a pipeline on the hub.
+        path: a folder with ``model_index.json`` (a pipeline) or ``config.json`` (a network, with the schedule in its
+            subfolder ``scheduler``, or else diffusers' default one), or the id of a pipeline on the hub.
 
     Raises:
         RunError: naming what is missing or not supported.
@@ -118,41 +134,12 @@ def load(path: str | Path) -> Bundle:
     folder = Path(path)
     if folder.is_dir():
         if (folder / "model_index.json").is_file():
-            return _load_pipeline(str(folder))
+            return Bundle(**read_pipeline(str(folder)))
         if (folder / "config.json").is_file():
-            return _load_network(folder)
+            return Bundle(**read_network(folder))
         raise RunError(
             f"{folder} is not a diffusers model: expected model_index.json (a pipeline) or config.json (a network) in it"
         )
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise RunError(f"{path} is not a folder, nor a hub id such as google/ddpm-cifar10-32; expected a diffusers model")
-    return _load_pipeline(str(path))
-
-
-def _load_pipeline(path: str) -> Bundle:
-    try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(path, use_safetensors=True)
-    except (OSError, ValueError, AttributeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(
-            f"cannot load {path}: {first_line} (a local folder needs its weights as .safetensors; a hub id needs the "
-            "network or a filled HF_HOME cache)"
-        ) from error
-    network: Any = getattr(pipeline, "unet", None)
-    if type(network).__name__ not in _NETWORKS:
-        raise RunError(
-            f"cannot use {path}: its {type(pipeline).__name__} holds a {type(network).__name__}, expected a pipeline around "
-            f"{' or '.join(_NETWORKS)}"
-        )
-    return Bundle(network, pipeline.scheduler, pipeline_class="DDPMPipeline")
-
-
-def _load_network(folder: Path) -> Bundle:
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if name not in _NETWORKS:
-        raise RunError(f"cannot use {folder}: it holds a {name}, expected {' or '.join(_NETWORKS)}")
-    try:
-        network = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot load {folder}: {str(error).strip().splitlines()[0]}") from error
-    return Bundle(network, diffusers.DDPMScheduler())
+    return Bundle(**read_pipeline(str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,3 +79,28 @@ def null_conditioning(network: Any, conditioner: Conditioner | None) -> Conditio
         return {"class_labels": torch.tensor([null])}
     reason = "has no class that stands for none" if family.num_classes(inner) is not None else "is not conditional"
     raise UsageError(f"--guidance-scale: this {type(inner).__name__} {reason}, so there is nothing to guide; leave it at 1")
+
+
+def text_conditioner(pipeline: Any) -> Conditioner | None:
+    """Prompts embedded by a Stable Diffusion pipeline's own ``encode_prompt``; None where it has none."""
+    if not hasattr(pipeline, "encode_prompt"):
+        return None
+    # Stable Diffusion 3 wants a prompt for each of its three text encoders; None repeats the first.
+    repeated = [name for name in inspect.signature(pipeline.encode_prompt).parameters if name in ("prompt_2", "prompt_3")]
+
+    @torch.no_grad()
+    def embed(prompts: Sequence[str]) -> Conditioning:
+        encoder = next(part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part)
+        embeddings = pipeline.encode_prompt(
+            list(prompts),
+            **dict.fromkeys(repeated),
+            device=next(encoder.parameters()).device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+        conditioning = {"encoder_hidden_states": embeddings[0]}
+        if len(embeddings) > 2:
+            conditioning["pooled_projections"] = embeddings[2]
+        return conditioning
+
+    return embed
