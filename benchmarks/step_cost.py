@@ -1,0 +1,216 @@
+"""What one training step costs: diffusers' own, Isometric Diffusion's, and the published algorithm's.
+
+    python benchmarks/step_cost.py                              the small U-Net: work, peak bytes, CPU time
+    python benchmarks/step_cost.py --network ddpm256 --meta     work and peak bytes alone, counted without computing
+    python benchmarks/step_cost.py --output results.json
+
+Work is counted by torch's FlopCounterMode (matrix products and convolutions). Peak bytes are those of all tensor storages
+alive at once, parameters left out, as a dispatch mode sees them made and freed; what a kernel uses within itself is not
+seen. CPU time is that of the process, the median of several steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+import georeg
+from benchmarks import networks
+from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
+from georeg_diffusion._compat import diffusers
+
+Step = Callable[[], Tensor]
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes of tensor storages, made within it, that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {id(t.untyped_storage()) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in before:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._alive:
+            return
+
+        def freed(_: Any) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _NoModules(nullcontext[None]):
+    """Torch's counter tracks modules by hooks that refuse an autograd.grad inside the forward pass; totals need none."""
+
+    parents = frozenset({"Global"})
+
+
+def work_of(step: Step) -> int:
+    """Matrix products and convolutions of a step with its backward pass, in floating-point operations."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        step().backward()
+    return int(counter.get_total_flops())
+
+
+def peak_bytes_of(step: Step) -> int:
+    """Peak of a step with its backward pass, gradients of the parameters included."""
+    with PeakBytes() as tracker:
+        step().backward()
+    return tracker.peak
+
+
+def cpu_seconds_of(step: Step, repeats: int) -> float:
+    """CPU time of a step with its backward pass, the median, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.process_time()
+        step().backward()
+        times.append(time.process_time() - started)
+    return statistics.median(times[1:])
+
+
+def published_loss(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """The isometry loss as published, from its formulas (Eq. 6 and 8): three products, each through a whole U-Net.
+
+    E‖JᵀJ G⁻¹u‖²_G⁻¹ / (E‖J G^(−1/2) u‖²)² in stereographic coordinates z of x, by the double-backward trick.
+    """
+    space, chart = HSpace(network), georeg.SphereStereographic(radius=x[0].numel() ** 0.5)
+    z = chart.from_ambient(_on_sphere(x))
+    u = torch.randn_like(z)
+
+    def h(point: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        handle = space.module.register_forward_hook(lambda _m, _a, output: kept.append(output))
+        try:
+            network(chart.to_ambient(point).reshape(x.shape), t)
+        finally:
+            handle.remove()
+        return kept[0]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        raised = chart.sharp(z, u)  # G⁻¹ u, of a metric that is a multiple of the identity
+        scale = (raised * u).sum(1, keepdim=True).div(u.square().sum(1, keepdim=True)).sqrt()  # G^(−1/2)
+        a = jvp(h, z, scale * u, create_graph=True)[1]
+        pushed = jvp(h, z, raised, create_graph=True)[1]
+        b = vjp(h, z, pushed, create_graph=True)[1]
+    return (scale * b).square().sum(1).mean() / a.flatten(1).square().sum(1).mean() ** 2
+
+
+def _on_sphere(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return flat * (flat.shape[1] ** 0.5 / flat.norm(dim=1, keepdim=True))
+
+
+def steps_of(network: nn.Module, batch: int, size: int, device: str, estimator: georeg.Estimator) -> dict[str, Step]:
+    """The steps, every sample past the gate."""
+    scheduler = diffusers.DDPMScheduler()
+    x0, noise = (torch.randn(batch, 3, size, size, device=device) for _ in range(2))
+    t = torch.full((batch,), 900)
+    objective = IsometricDiffusionLoss(network, scheduler, gate=IsometryGate(weight=1e-2, skip=0.5), estimator=estimator)
+    alpha_bar = float(scheduler.alphas_cumprod[900])
+
+    def plain() -> Tensor:
+        x_t = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+        return nn.functional.mse_loss(network(x_t, t.to(device)).sample, noise)
+
+    def ours() -> Tensor:
+        return objective(x0, t, noise).loss
+
+    def published() -> Tensor:
+        x_t = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+        return plain() + 1e-2 * published_loss(network, x_t, t.to(device))
+
+    return {"plain": plain, "ours": ours, "published": published}
+
+
+def cost_table(
+    name: str, *, batch: int, repeats: int, is_meta: bool, num_probes: int, only: list[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Work, peak bytes and CPU seconds of each step."""
+    torch.manual_seed(0)
+    device = "meta" if is_meta else "cpu"
+    with torch.device(device):
+        network = getattr(networks, name)()
+    estimator = georeg.Hutchinson(num_probes=num_probes)
+    table = {}
+    for case, step in steps_of(network, batch, network.config.sample_size, device, estimator).items():
+        if only and case not in only:
+            continue
+        network.zero_grad(set_to_none=True)
+        row: dict[str, float] = {"peak_bytes": peak_bytes_of(step), "work": work_of(step)}
+        if not is_meta:
+            row["cpu_seconds"] = cpu_seconds_of(step, repeats)
+        table[case] = row
+    return table
+
+
+def show(table: dict[str, dict[str, float]]) -> None:
+    """Print the table, with ratios to its first row."""
+    plain = next(iter(table.values()))
+    print(f"{'step':<12}{'GFLOP':>12}{'':>8}{'peak MiB':>12}{'':>8}{'CPU s':>10}{'':>8}")
+    for case, row in table.items():
+        cells = [
+            (row["work"] / 1e9, row["work"] / plain["work"]),
+            (row["peak_bytes"] / 2**20, row["peak_bytes"] / plain["peak_bytes"]),
+        ]
+        if "cpu_seconds" in row:
+            cells.append((row["cpu_seconds"], row["cpu_seconds"] / plain["cpu_seconds"]))
+        print(f"{case:<12}" + "".join(f"{value:12.2f}{ratio:7.2f}×" for value, ratio in cells))
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="small_unet", choices=["small_unet", "ddpm256", "ldm_celebahq"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--num-probes", type=int, default=1)
+    parser.add_argument("--meta", action="store_true", help="count without computing")
+    parser.add_argument("--only", nargs="+", choices=["plain", "ours", "published"])
+    parser.add_argument("--output", type=Path, help="write the table as JSON")
+    options = parser.parse_args()
+    table = cost_table(
+        options.network,
+        batch=options.batch,
+        repeats=options.repeats,
+        is_meta=options.meta,
+        num_probes=options.num_probes,
+        only=options.only,
+    )
+    show(table)
+    if options.output:
+        options.output.write_text(json.dumps({"network": options.network, "batch": options.batch, "steps": table}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

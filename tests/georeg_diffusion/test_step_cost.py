@@ -1,0 +1,69 @@
+"""What a step costs, counted on the meta device: the figures that README and docs/performance.md give."""
+
+import pytest
+import torch
+
+import georeg
+from benchmarks import networks
+from benchmarks.step_cost import PeakBytes, cost_table, peak_bytes_of, published_loss, steps_of, work_of
+from georeg_diffusion import HSpace, IsometricDiffusionLoss
+from georeg_diffusion._compat import diffusers
+from tests.georeg_diffusion.conftest import small_unet
+
+
+def work_over_plain(name, gated):
+    """Of a step on a batch of two, of which some are past the gate."""
+    with torch.device("meta"):
+        network = getattr(networks, name)()
+    x0 = torch.empty(2, 3, network.config.sample_size, network.config.sample_size, device="meta")
+    objective = IsometricDiffusionLoss(network, diffusers.DDPMScheduler())
+    steps = torch.tensor([900] * gated + [10] * (2 - gated))
+    plain = steps_of(network, 2, network.config.sample_size, "meta", georeg.Hutchinson())["plain"]
+    return work_of(lambda: objective(x0, steps).loss) / work_of(plain)
+
+
+@pytest.mark.parametrize(("name", "gated", "limit"), [("ddpm256", 2, 1.56), ("ddpm256", 1, 1.30), ("ldm_celebahq", 2, 1.69)])
+def test_work_over_a_plain_step(name, gated, limit):
+    """Six encoder passes more are the floor of one probe: 1.543 for DDPM-256. At p = 0.5 half of the samples are gated."""
+    ratio = work_over_plain(name, gated)
+    assert 1 < ratio <= limit
+
+
+def test_peak_over_a_plain_step():
+    table = cost_table("small_unet", batch=2, repeats=0, is_meta=True, num_probes=1)
+    assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
+    assert table["published"]["peak_bytes"] >= 2 * table["ours"]["peak_bytes"]
+    assert table["published"]["work"] >= 2 * table["ours"]["work"]
+
+
+def test_the_peak_is_that_of_the_storages_alive():
+    def step():
+        x = torch.ones(1000, requires_grad=True)  # 4000 bytes; then y, freed when the gradient of x takes its place
+        y = x * 2
+        y.view(10, 100).t()  # no storage of its own
+        return y.sum()
+
+    assert 8000 <= peak_bytes_of(step) <= 8100
+    with PeakBytes() as tracker:
+        for _ in range(3):
+            torch.ones(1000)
+    assert tracker.peak == 4000
+    assert tracker.now == 0
+
+
+def test_the_published_loss_is_its_formula():
+    """Against the dense Jacobian in stereographic coordinates, whose metric is 4r⁴/(|z|² + r²)² (Eq. 3)."""
+    network = small_unet(attention=False).double().requires_grad_(False)
+    x, t = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.tensor([900])
+    torch.manual_seed(1)
+    found = published_loss(network, x, t)
+    torch.manual_seed(1)
+    u, r = torch.randn(63, dtype=torch.float64), 8.0
+    chart = georeg.SphereStereographic(radius=r)
+    z = chart.from_ambient(x.flatten(1) * (r / x.norm()))
+    J = torch.autograd.functional.jacobian(
+        lambda p: HSpace(network).encode(chart.to_ambient(p).reshape(x.shape), t).flatten(), z
+    ).squeeze(1)
+    metric = 4 * r**4 / (z.square().sum() + r**2) ** 2
+    a, b = J @ u / metric.sqrt(), J.mT @ (J @ u) / metric
+    torch.testing.assert_close(found.detach(), b.square().sum() / metric / a.square().sum() ** 2)
