@@ -13,7 +13,7 @@ from georeg_diffusion.backbones import family_of, predict, unwrapped
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.conditioning import null_conditioning
 from georeg_diffusion.errors import UsageError
-from georeg_diffusion.schedule import coefficients, is_flow, per_sample
+from georeg_diffusion.schedule import coefficients, is_flow, per_sample, unknown_prediction
 
 
 class Denoiser:
@@ -185,7 +185,7 @@ def predicted_x0(scheduler: Any, prediction: Tensor, x_t: Tensor, t: Tensor | fl
         return prediction
     if kind == "v_prediction":
         return a * x_t - s * prediction
-    raise ValueError(_unknown(kind))
+    raise ValueError(unknown_prediction(kind))
 
 
 def predicted_noise(scheduler: Any, prediction: Tensor, x_t: Tensor, t: Tensor | float | int) -> Tensor:
@@ -218,16 +218,12 @@ def predicted_noise(scheduler: Any, prediction: Tensor, x_t: Tensor, t: Tensor |
         return (x_t - a * prediction) / s
     if kind == "v_prediction":
         return a * prediction + s * x_t
-    raise ValueError(_unknown(kind))
+    raise ValueError(unknown_prediction(kind))
 
 
 def _check_nonzero(coefficient: Tensor, consequence: str, t: Any) -> None:
     if not bool(coefficient.all()):
         raise ValueError(f"t: got {t}, where {consequence}; start one step from there")
-
-
-def _unknown(kind: str) -> str:
-    return f"prediction_type: the scheduler says {kind!r}, expected 'epsilon', 'sample' or 'v_prediction'"
 
 
 def _num_rows(values: Sequence[Tensor]) -> int:
