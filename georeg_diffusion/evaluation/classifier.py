@@ -16,10 +16,11 @@ from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.feature_network import FeatureNetwork, as_rgb, features_of
 from georeg_diffusion.evaluation.weights import fill, read_weights
-from georeg_diffusion.files import replacing
+from georeg_diffusion.files import replacing, write_json
 from georeg_diffusion.progress import progress
 
-_KIND = "georeg_diffusion.Classifier"
+KIND = "georeg_diffusion.Classifier"
+"""What config.json calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,13 @@ class Classifier(FeatureNetwork):
         return torch.softmax(logits, 1) if self.exclusive else torch.sigmoid(logits)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, whole or not at all; :func:`load_classifier` reads them."""
+        """Write model.safetensors, then config.json, which marks it as whole; :func:`load_classifier` reads them."""
         if self.config is None:
             raise ValueError(f"self: {self.name} was not made by this package, expected one that was trained here")
-        state = {f"features.{k}": v for k, v in self.features.state_dict().items()}
-        state |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        with replacing(folder) as scratch:
-            scratch.mkdir()
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, scratch / "model.safetensors")
-            (scratch / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        state = nn.ModuleDict({"features": self.features, "head": self.head}).state_dict()
+        with replacing(folder / "model.safetensors") as scratch:
+            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
+        write_json(folder / "config.json", self.config)
 
 
 class Prepared(nn.Module):
@@ -174,7 +173,7 @@ def train_classifier(images: Images, *, seed: int = 0, epochs: int = 12, device:
         network.eval().requires_grad_(False)
         accuracy = float((network(pixels[held]).argmax(1) == labels[held]).float().mean())
     config = {
-        "_class_name": _KIND,
+        "_class_name": KIND,
         "architecture": "small",
         "channels": images.channels,
         "resolution": images.resolution,
@@ -215,7 +214,7 @@ def load_classifier(folder: Path) -> Classifier:
         config = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise RunError(f"cannot read {file}: {error}") from error
-    if config.get("_class_name") != _KIND:
+    if config.get("_class_name") != KIND:
         return _from_transformers(folder, config)
     try:
         features, head = build(
