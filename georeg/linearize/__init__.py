@@ -21,6 +21,7 @@ from georeg.linearize.base import (
 from georeg.linearize.forward import ForwardLinearization
 from georeg.linearize.reverse import ReverseLinearization
 from georeg.linearize.samplewise import check_samplewise
+from georeg.linearize.support import forward_only
 
 Engine = Literal["auto", "reverse", "forward"]
 
@@ -37,8 +38,9 @@ def linearize(
             the math form; where ``torch.utils.checkpoint`` (``use_reentrant=False``) wraps attention in it, call
             ``.backward()`` inside ``sdpa_kernel(SDPBackend.MATH)`` too, because f runs again there.
         x: points ``(B, ...)``. A tensor that carries a graph keeps it.
-        engine: ``"reverse"`` (one forward pass, double backward), ``"forward"`` (torch.func) or ``"auto"``:
-            reverse, except inside a torch.func transform, where only the forward engine works.
+        engine: ``"reverse"`` (one forward pass, double backward), ``"forward"`` (torch.func) or ``"auto"``: reverse,
+            except where only the forward engine works, inside a torch.func transform and for a map with an
+            autograd function that has a ``jvp`` and a ``once_differentiable`` backward. The repr says why.
         chunk_size: probes per vectorised product; None for all at once.
         detach_x: cut x from the graph it carries.
 
@@ -73,15 +75,24 @@ def linearize(
     with outside_inference_mode():
         point = graph_ready(x.detach() if detach_x else x)
         if engine == "forward" or transformed:
-            lin = ForwardLinearization(f, point, chunk_size=chunk_size)
-            check_value(x, lin.value)
-            return lin
+            reason = "inside a torch.func transform" if engine == "auto" else "as asked"
+            return _forward(f, point, chunk_size, reason)
         with torch.enable_grad(), differentiable_attention(), fused():
             point = point if point.requires_grad else point.detach().requires_grad_()
             # A view, so that no operator takes a point that is a leaf for one of the map's parameters.
             value = check_value(point, f(point.view_as(point)))
         check_samplewise(point, value)
-    return ReverseLinearization(point, value, chunk_size=chunk_size)
+        name = forward_only(point, value) if engine == "auto" else None
+        if name is not None:
+            return _forward(f, point, chunk_size, f"{name} can be differentiated backward only once")
+    reason = "f's operators can be differentiated twice" if engine == "auto" else "as asked"
+    return ReverseLinearization(point, value, chunk_size=chunk_size, reason=reason)
+
+
+def _forward(f: Map, point: Tensor, chunk_size: int | None, reason: str) -> Linearization:
+    lin = ForwardLinearization(f, point, chunk_size=chunk_size, reason=reason)
+    check_value(point, lin.value)
+    return lin
 
 
 def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> Linearization:
@@ -106,4 +117,4 @@ def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> L
     if not x.requires_grad:
         raise ValueError("x: does not require grad, expected x.requires_grad_() before the forward pass that made y")
     check_samplewise(x, check_value(x, y))
-    return ReverseLinearization(x, y, chunk_size=chunk_size)
+    return ReverseLinearization(x, y, chunk_size=chunk_size, reason="from the graph of y")

@@ -27,6 +27,7 @@ class Linearization(ABC):
         value: f(x) ``(B, ...)``, part of the graph.
         chunk_size: probes per vectorised product; None for all at once, 1 for a plain loop, which is also
             taken where a kernel of the map cannot be vectorised.
+        reason: why this engine was chosen, for the repr.
         num_jvps, num_vjps: products taken so far, one for each probe.
 
     Law: ⟨w, J v⟩ = ⟨Jᵀ w, v⟩ for all v, w.
@@ -43,8 +44,8 @@ class Linearization(ABC):
         (2, 0)
     """
 
-    def __init__(self, x: Tensor, value: Tensor, chunk_size: int | None = None) -> None:
-        self.x, self.value, self.chunk_size = x, value, chunk_size
+    def __init__(self, x: Tensor, value: Tensor, chunk_size: int | None = None, reason: str = "") -> None:
+        self.x, self.value, self.chunk_size, self.reason = x, value, chunk_size, reason
         self._vectorised = True
         self.num_jvps = self.num_vjps = 0
 
@@ -90,7 +91,8 @@ class Linearization(ABC):
         return torch.stack([one(probe) for probe in probes])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({tuple(self.x.shape)} -> {tuple(self.value.shape)}, chunk_size={self.chunk_size})"
+        options = f"chunk_size={self.chunk_size}" + (f", {self.reason}" if self.reason else "")
+        return f"{type(self).__name__}({tuple(self.x.shape)} -> {tuple(self.value.shape)}, {options})"
 
 
 def check_points(x: Tensor) -> None:

@@ -56,17 +56,17 @@ class ForwardLinearization(Linearization):
     Args:
         f: the map.
         x: the points.
-        chunk_size: see :class:`Linearization`.
+        chunk_size, reason: see :class:`Linearization`.
     """
 
-    def __init__(self, f: Map, x: Tensor, *, chunk_size: int | None = None) -> None:
+    def __init__(self, f: Map, x: Tensor, *, chunk_size: int | None = None, reason: str = "") -> None:
         self._f = f
         # A dual number cannot be made of an expanded tensor, whose elements share memory.
         x = x if x.is_contiguous() else x.clone()
         self._state = random_state()
         with differentiable_attention():
             value = f(x)
-        super().__init__(x, value, chunk_size)
+        super().__init__(x, value, chunk_size, reason)
 
     def _products(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
         def run(one_or_many: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from georeg.kernels import products_only
 from georeg.linearize.base import Linearization
+from georeg.linearize.support import once_only
 
 
 def _zeros(inputs: Tensor) -> Tensor:
@@ -44,12 +45,13 @@ class ReverseLinearization(Linearization):
     Args:
         x: points that require grad and from whose use ``value`` was computed.
         value: f(x).
-        chunk_size: see :class:`Linearization`.
+        chunk_size, reason: see :class:`Linearization`.
     """
 
-    def __init__(self, x: Tensor, value: Tensor, *, chunk_size: int | None = None) -> None:
-        super().__init__(x, value, chunk_size)
+    def __init__(self, x: Tensor, value: Tensor, *, chunk_size: int | None = None, reason: str = "") -> None:
+        super().__init__(x, value, chunk_size, reason)
         self._transposed: tuple[Tensor, Tensor] | None = None
+        self._twice_checked = False
 
     def _vjp(self, w: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
@@ -68,6 +70,13 @@ class ReverseLinearization(Linearization):
 
     def _jvp(self, v: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
+        if not self._twice_checked:
+            for function in once_only(self.x, self.value):
+                raise RuntimeError(
+                    f"f: {function.__name__} is once_differentiable, and J v by the reverse engine needs its second "
+                    "derivative; write its backward of differentiable operations, or give it a jvp and use engine='forward'"
+                )
+            self._twice_checked = True
         if self._transposed is None:
             with torch.enable_grad(), products_only(zeros=True):
                 u = torch.zeros_like(self.value, requires_grad=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 
-def _upstream(node: Any, stop: Any) -> Iterator[Any]:
+def upstream(node: Any, stop: Any) -> Iterator[Any]:
     """The nodes of a graph from which ``node`` was computed, itself included, not looking beyond ``stop``."""
     seen, waiting = {node}, [node]
     while waiting:
@@ -35,13 +35,13 @@ def check_samplewise(x: Tensor, y: Tensor) -> None:
     if y.grad_fn is None or y is x:
         return
     source = get_gradient_edge(x).node
-    for node in _upstream(y.grad_fn, source):
+    for node in upstream(y.grad_fn, source):
         if (
             node is not source
             and "BatchNorm" in node.name()
             and getattr(node, "_saved_training", False)
             and len(node._saved_input) > 1
-            and any(parent is source for parent in _upstream(node, source))
+            and any(parent is source for parent in upstream(node, source))
         ):
             raise ValueError(
                 "f: a batch norm in training mode mixes the samples, so the Jacobian of each sample alone does not exist; "

@@ -400,3 +400,45 @@ def test_the_graph_of_a_vjp_is_reused_by_every_jvp():
     lin.jvp(torch.ones(1, 2, 3))
     assert first == 1
     assert calls <= 3  # the double backward passes the node again; no third graph is built
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """sin, with a forward derivative, whose backward has none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx, v):
+        return v * ctx.saved_tensors[0].cos()
+
+
+def test_auto_takes_the_engine_that_the_operators_support_and_says_why():
+    x = torch.randn(2, 3, dtype=torch.float64)
+    v = torch.randn(2, 2, 3, dtype=torch.float64)
+    lin = georeg.linearize(OnceDifferentiable.apply, x)
+    torch.testing.assert_close(lin.jvp(v), x.cos() * v)
+    torch.testing.assert_close(lin.vjp(v), x.cos() * v)
+    assert "Forward" in repr(lin)
+    assert "OnceDifferentiable can be differentiated backward only once" in repr(lin)
+    assert "Reverse" in repr(georeg.linearize(torch.sin, x))
+    assert "can be differentiated twice" in repr(georeg.linearize(torch.sin, x))
+    assert "as asked" in repr(georeg.linearize(torch.sin, x, engine="forward"))
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        georeg.linearize(OnceDifferentiable.apply, x, engine="reverse").jvp(v)
+    said = []
+    torch.func.vmap(lambda p: said.append(repr(georeg.linearize(torch.sin, p[None]))) or p)(x)
+    assert "inside a torch.func transform" in said[0]
