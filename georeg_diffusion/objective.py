@@ -14,10 +14,20 @@ from georeg.kernels import fused
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
 from georeg.random import Generator
+from georeg_diffusion.backbones import predict
 from georeg_diffusion.batch import generators_of, out_of_inference_mode, random_noise, random_timesteps, rows_of
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.latent_metrics import isodiff_point, latent_manifold
-from georeg_diffusion.schedule import IsometryGate, alphas_cumprod, noised, training_target
+from georeg_diffusion.schedule import (
+    LOSS_WEIGHTINGS,
+    IsometryGate,
+    is_flow,
+    loss_weights,
+    network_timesteps,
+    noised_at,
+    per_sample,
+    target_at,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class ObjectiveOutput:
 
     Attributes:
         loss: ``denoising + isometry``, the scalar to differentiate.
-        denoising: mean-squared error of the prediction over the whole batch.
+        denoising: mean-squared error of the prediction over the whole batch, each sample's times λ(t).
         isometry: the term λ·(gated/B)·F, whose expectation is λ E_t[1(t > pT) L_iso(t)]; an exact 0 with a graph
             when no sample passes the gate.
         functional: F itself, detached: the (normalised) isometry loss of the gated samples, 0 without any.
@@ -74,9 +84,11 @@ class IsometricDiffusionLoss(nn.Module):
         codomain: manifold of h, default Euclidean.
         estimator: default one fixed-norm Hutchinson probe on the smaller side.
         at: name of the h-space module, see :class:`HSpace`.
+        loss_weighting: λ(t) of the denoising loss, ``"uniform"``, ``"snr"`` or ``"min-snr"``, see
+            :func:`georeg_diffusion.schedule.loss_weights`.
 
     Raises:
-        ValueError: a negative number of bins; an unknown metric, scope or h-space module.
+        ValueError: a negative number of bins; an unknown metric, scope, weighting or h-space module.
 
     Example:
         >>> import torch
@@ -109,10 +121,14 @@ class IsometricDiffusionLoss(nn.Module):
         codomain: georeg.Manifold | None = None,
         estimator: georeg.Estimator | None = None,
         at: str | None = None,
+        loss_weighting: str = "uniform",
     ) -> None:
         super().__init__()
         if timestep_bins < 0:
             raise ValueError(f"timestep_bins: got {timestep_bins}, expected 0 (pool over all t) or a number of bins")
+        if loss_weighting not in LOSS_WEIGHTINGS:
+            raise ValueError(f"loss_weighting: got {loss_weighting!r}, expected one of {', '.join(LOSS_WEIGHTINGS)}")
+        self.loss_weighting = loss_weighting
         self.network = network
         self.noise_scheduler = noise_scheduler
         self.gate = gate or IsometryGate()
@@ -154,7 +170,7 @@ class IsometricDiffusionLoss(nn.Module):
         Args:
             x0: clean images or latents ``(B, ...)``.
             timesteps: ``(B,)`` in [0, T), best on the CPU (elsewhere the gate costs a synchronisation); default
-                uniform.
+                uniform. For flow matching t = σT in [0, T], also fractions; default uniform before the shift.
             noise: ε, default standard normal.
             generator: seeds timesteps, noise and probes; a list of one per sample makes the step independent of
                 how a batch is split.
@@ -175,9 +191,9 @@ class IsometricDiffusionLoss(nn.Module):
                 )
         steps = self._checked_timesteps(timesteps, len(x0), generator)
         noise = random_noise(x0, generator) if noise is None else noise
-        alpha_bar = alphas_cumprod(self.noise_scheduler, steps)
-        target = training_target(x0, noise, alpha_bar, self.noise_scheduler.config.prediction_type)
-        inputs = {"sample": noised(x0, noise, alpha_bar), "timestep": steps.to(x0.device), **conditioning}
+        target = target_at(self.noise_scheduler, x0, noise, steps)
+        x_t = noised_at(self.noise_scheduler, x0, noise, steps)
+        inputs = {"sample": x_t, "timestep": steps.to(x0.device), **conditioning}
 
         # The batch is split before the first convolution: only samples past the gate pay for their Jacobian.
         is_active = isometry_scale != 0 and self.gate.weight != 0
@@ -187,10 +203,10 @@ class IsometricDiffusionLoss(nn.Module):
         prediction, result = x0, None
         if len(rest):
             prediction = self._predict(rows_of(inputs, rest, len(x0)))
-            squared_error = squared_error + (prediction - rows_of(target, rest, len(x0))).to(squared_error).square().sum()
+            squared_error = squared_error + self._squared_error(prediction, rows_of(target, rest, len(x0)), steps[rest])
         if len(gated):
             prediction, latent, feature = self._predict_and_encode(rows_of(inputs, gated, len(x0)))
-            squared_error = squared_error + (prediction - rows_of(target, gated, len(x0))).to(squared_error).square().sum()
+            squared_error = squared_error + self._squared_error(prediction, rows_of(target, gated, len(x0)), steps[gated])
             probes = generators_of(generator, gated)
             result = self.regularizer.of_graph(latent, feature, self._bins(steps[gated]), generator=probes)
         denoising = squared_error / max(x0.numel(), 1)
@@ -213,20 +229,31 @@ class IsometricDiffusionLoss(nn.Module):
         """Timesteps ``(B,)`` on the host."""
         total = self.num_train_timesteps
         if timesteps is None:
-            return random_timesteps(batch, total, generator)
-        if timesteps.shape != (batch,) or timesteps.is_floating_point():
+            return network_timesteps(self.noise_scheduler, random_timesteps(batch, total, generator))
+        flows = is_flow(self.noise_scheduler)
+        if timesteps.shape != (batch,) or (timesteps.is_floating_point() and not flows):
             raise ValueError(
-                f"timesteps: got shape {tuple(timesteps.shape)} and dtype {timesteps.dtype}, expected {batch} integers"
+                f"timesteps: got shape {tuple(timesteps.shape)} and dtype {timesteps.dtype}, expected {batch} "
+                f"{'numbers' if flows else 'integers'}"
             )
         steps = timesteps.cpu()
-        if batch and not 0 <= int(steps.min()) <= int(steps.max()) < total:
-            raise ValueError(f"timesteps: got {int(steps.min())} to {int(steps.max())}, expected them in [0, {total})")
+        last, bracket = (total, "]") if flows else (total - 1, ")")
+        if batch and not 0 <= float(steps.min()) <= float(steps.max()) <= last:
+            raise ValueError(
+                f"timesteps: got {float(steps.min()):g} to {float(steps.max()):g}, expected them in [0, {total}{bracket}"
+            )
         return steps
+
+    def _squared_error(self, prediction: Tensor, target: Tensor, steps: Tensor) -> Tensor:
+        """Σ λ(t)·‖prediction − target‖² over the samples, in float32 or better."""
+        error = (prediction - target).to(torch.promote_types(target.dtype, torch.float32)).square()
+        if self.loss_weighting == "uniform":
+            return error.sum()
+        return (per_sample(loss_weights(self.noise_scheduler, steps, self.loss_weighting), error) * error).sum()
 
     def _predict(self, inputs: dict[str, Any]) -> Tensor:
         arguments = dict(inputs)
-        prediction: Tensor = self.network(arguments.pop("sample"), arguments.pop("timestep"), **arguments).sample
-        return prediction
+        return predict(self.network, arguments.pop("sample"), arguments.pop("timestep"), arguments)
 
     def _predict_and_encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, x_t and h with the graph between them, from one forward pass."""
@@ -253,7 +280,8 @@ class IsometricDiffusionLoss(nn.Module):
     def _bins(self, timesteps: Tensor) -> Tensor | None:
         if self.timestep_bins < 1:
             return None
-        return timesteps * self.timestep_bins // self.num_train_timesteps
+        bins = (timesteps * self.timestep_bins // self.num_train_timesteps).long()
+        return bins.clamp_max(self.timestep_bins - 1)  # a flow has t = T
 
     def extra_repr(self) -> str:
         return f"gate={self.gate}, metric={self.metric!r}, timestep_bins={self.timestep_bins}"

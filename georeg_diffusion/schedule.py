@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOSS_WEIGHTINGS = ("uniform", "snr", "min-snr")
+
 
 @dataclass(frozen=True)
 class IsometryGate:
@@ -209,8 +211,8 @@ def loss_weights(scheduler: Any, timesteps: Tensor, weighting: str = "uniform", 
         >>> loss_weights(flow, torch.tensor([100.0, 500.0]), "min-snr").tolist()       # min(0.81, 0.05), min(0.25, 1.25)
         [0.05..., 0.25]
     """
-    if weighting not in ("uniform", "snr", "min-snr"):
-        raise ValueError(f"weighting: got {weighting!r}, expected 'uniform', 'snr' or 'min-snr'")
+    if weighting not in LOSS_WEIGHTINGS:
+        raise ValueError(f"weighting: got {weighting!r}, expected one of {', '.join(LOSS_WEIGHTINGS)}")
     if not gamma > 0:
         raise ValueError(f"gamma: got {gamma}, expected a bound of the signal-to-noise ratio above 0")
     signal, noise = coefficients(scheduler, timesteps)

@@ -55,6 +55,13 @@ class TrainConfig:
         "epsilon", "What a new model predicts.", panel=_MODEL, choices=("epsilon", "sample", "v_prediction")
     )
 
+    loss_weighting: str = option(
+        "uniform",
+        "λ(t) of the denoising loss: uniform, or the error of the predicted image weighted by SNR or min(SNR, 5).",
+        panel=_STEPS,
+        choices=("uniform", "snr", "min-snr"),
+    )
+
     with_baseline: bool | None = option(
         None, "Train base and isometric from the same weights and compare. Default: on without data or model.", panel=_STEPS
     )

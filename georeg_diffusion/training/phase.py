@@ -71,6 +71,7 @@ def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> Is
         metric=config.metric,
         estimator=make_estimator(config),
         at=config.h_module,
+        loss_weighting=config.loss_weighting,
     )
 
 
