@@ -62,7 +62,7 @@ def alphas_cumprod(scheduler: Any, timesteps: Tensor) -> Tensor:
 def is_flow(scheduler: Any) -> bool:
     """Whether it is flow matching, x_t = (1 − σ) x₀ + σ ε with σ = t/T, rather than a diffusion with ᾱ_t."""
     is_named = type(scheduler).__name__.startswith("FlowMatch")
-    return is_named or scheduler.config.get("prediction_type") == "flow_prediction"
+    return is_named or getattr(scheduler.config, "prediction_type", None) == "flow_prediction"
 
 
 def coefficients(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +160,6 @@ def noised_at(scheduler: Any, x0: Tensor, noise: Tensor, timesteps: Tensor) -> T
         >>> noised_at(flow, torch.tensor([[4.0]]), torch.tensor([[8.0]]), torch.tensor([750])).item()
         7.0
     """
-    if not is_flow(scheduler):
-        return noised(x0, noise, alphas_cumprod(scheduler, timesteps))
     signal, sigma = coefficients(scheduler, timesteps)
     return per_sample(signal, x0) * x0 + per_sample(sigma, x0) * noise
 

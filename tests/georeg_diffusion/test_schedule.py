@@ -107,7 +107,7 @@ def test_draws_of_a_flow_are_its_own_timesteps(shift):
     assert network_timesteps(diffusers.DDPMScheduler(), draws) is draws
 
 
-def test_noised_at_dispatches_to_the_diffusions_formula():
+def test_at_a_timestep_it_is_the_diffusions_formula():
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     x0, noise = torch.randn(2, 3, 1, 4, 4)
     alpha_bar = alphas_cumprod(scheduler, STEPS)
