@@ -91,7 +91,9 @@ def spread(values: Sequence[float], centre: float) -> tuple[float, float]:
 
     The score of N images fluctuates √R less than that of N/R (to first order; a score near its minimum of 0 even less),
     so its standard error is the groups' standard deviation over √R. Only the spread of the groups is used, because
-    their mean has another bias. Images are not resampled: a bootstrap repeats images and so shifts the covariance.
+    their mean has another bias. With fewer images in a group than features the interval is too wide rather than too narrow:
+    measured on 64 features, its half-width is 1.02 times the right one at N = 1,280, 1.1 to 1.4 times at 256, 1.6 at 100.
+    Images are not resampled: a bootstrap repeats images and so shifts the covariance.
 
     References:
         Politis & Romano 1994, Large sample confidence regions based on subsamples.

@@ -33,7 +33,8 @@ class Ppl(Score):
         sampling: ``"full"`` or ``"end"``.
         epsilon: default that of the protocol, 1e-4.
         batch_size: images at once.
-        dtype: float32 or float64; half precision cannot resolve ε.
+        dtype: float32 or float64; half precision cannot resolve ε. On the digits (20 DDIM steps) a float32 distance is
+            off by 1.4 % at most and the mean by 0.1 to 0.2 %; float64 takes four times as long.
         how: the sampler's part of the protocol, such as ``"100 DDIM steps"``.
 
     Raises:

@@ -1,6 +1,7 @@
 """Classifiers: trained in place, saved, loaded, and refused."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -113,6 +114,33 @@ def test_folders_that_are_no_classifier(digits, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(RunError, match="cannot read the weights"):
         load_classifier(tmp_path)
+
+
+def test_a_folder_of_transformers(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(RunError, match="pip install transformers"):
+        load_classifier(tmp_path)
+    monkeypatch.undo()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.ViTConfig(**small, image_size=32, patch_size=8, id2label={0: "cat", 1: "dog", 2: "eel"})
+    network = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    network.save_pretrained(tmp_path / "vit")
+    with pytest.raises(RunError, match="cannot load the classifier"):
+        load_classifier(tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    loaded = load_classifier(tmp_path / "vit")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    pictures = [((image.permute(1, 2, 0) + 1) * 127.5).numpy() for image in images]
+    with torch.no_grad():
+        expected = network(**processor(images=pictures, return_tensors="pt")).logits.softmax(1)
+    torch.testing.assert_close(loaded.probabilities(images), expected, rtol=1e-3, atol=1e-4)
+    assert loaded.names == ("cat", "dog", "eel")
+    assert loaded.name == "logits of vit (transformers' ViTForImageClassification)"
+    assert loaded.accuracy is None
 
 
 def test_a_set_without_labels():
