@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
@@ -38,6 +38,10 @@ class Classifier(FeatureNetwork):
     names: tuple[str, ...]
     exclusive: bool
     config: dict[str, Any] | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        self.head.to(device)
+        return super().to(device)
 
     def probabilities(self, images: Tensor, *, batch_size: int = 256) -> Tensor:
         """Probabilities ``(B, K)`` of images ``(B, C, H, W)`` in [−1, 1]."""

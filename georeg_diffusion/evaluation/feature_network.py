@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,15 @@ class FeatureNetwork:
         """A hash of the name and the weights: equal keys give equal features."""
         return hashlib.sha256(f"{self.name}\n{weights_hash(self.features)}".encode()).hexdigest()
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move it, in place."""
+        self.features.to(device)
+        return self
+
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Features ``(N, F)`` of images ``(N, C, H, W)`` in [−1, 1], in batches, in float32 or better.
+    """Features ``(N, F)`` of images ``(N, C, H, W)`` in [−1, 1], in batches, in the network's own precision.
 
     Raises:
         RunError: an image that is not finite. A conversion to 8 bits would hide it.
@@ -52,9 +58,15 @@ def features_of(network: FeatureNetwork, images: Tensor, *, batch_size: int = 25
         raise RunError(
             f"{bad} of {len(images)} images hold NaN or infinite pixels; if the model made them, try --dtype float32"
         )
-    dtype = torch.promote_types(images.dtype, torch.float32)
+    dtype = precision_of(network.features, images)
     with full_precision(images.device):
         return torch.cat([network.features(chunk.to(dtype)) for chunk in images.split(batch_size)])
+
+
+def precision_of(network: nn.Module, images: Tensor) -> torch.dtype:
+    """What a network that measures computes in: its weights' precision; without weights the images', at least float32."""
+    weight = next((p for p in network.parameters() if p.is_floating_point()), None)
+    return torch.promote_types(images.dtype, torch.float32) if weight is None else weight.dtype
 
 
 @contextmanager

@@ -48,8 +48,7 @@ def open_features(
         network = load_classifier(Path(name))
     else:
         network = _torchvision(name)
-    network.features.to(device)
-    return network
+    return network.to(device)
 
 
 def _torchvision(name: str) -> FeatureNetwork:

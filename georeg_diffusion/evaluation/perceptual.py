@@ -6,13 +6,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from georeg_diffusion._compat import repair_torchvision
 from georeg_diffusion.errors import RunError
-from georeg_diffusion.evaluation.feature_network import FeatureNetwork, as_rgb, full_precision
+from georeg_diffusion.evaluation.feature_network import FeatureNetwork, as_rgb, full_precision, precision_of
 from georeg_diffusion.evaluation.weights import fill, read_weights, weights_file
 
 _URL = "https://download.pytorch.org/models/"
@@ -37,8 +36,8 @@ class PerceptualDistance:
     network: nn.Module
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """d of each pair, in float32, or float64 where the images and the network are."""
-        dtype = torch.promote_types(a.dtype, torch.float32)
+        """d of each pair, in the network's own precision, float32 unless it was moved."""
+        dtype = precision_of(self.network, a)
         with full_precision(a.device):
             distances: Tensor = self.network(a.to(dtype), b.to(dtype))
         return distances.reshape(len(a))

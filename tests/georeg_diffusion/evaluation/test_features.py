@@ -168,6 +168,15 @@ def test_features_do_not_depend_on_the_batch_size_nor_on_autocast():
     torch.testing.assert_close(inside, features_of(network, images.half().float()))
 
 
+def test_images_in_any_precision_are_measured_in_the_networks():
+    network = FeatureNetwork("linear", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    images = torch.randn(5, 1, 2, 2)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert features_of(network, images.to(dtype)).dtype == torch.float32
+    assert features_of(FeatureNetwork("pixels", nn.Flatten()), images.double()).dtype == torch.float64
+    assert features_of(FeatureNetwork("pixels", nn.Flatten()), images.half()).dtype == torch.float32
+
+
 def test_full_precision_restores_what_was_set():
     before = torch.backends.cudnn.allow_tf32
     with pytest.raises(KeyError), full_precision(torch.device("cpu")):
