@@ -193,3 +193,19 @@ def test_sd3_takes_its_conditions_by_name():
     bundle, c = Bundle(awake(sd3()), diffusers.FlowMatchEulerDiscreteScheduler()), conditioning_of("sd3", 2)
     x, t = latents(2)
     assert torch.equal(Denoiser(bundle, c)(x, t.float()), bundle.network(x, *c.values(), t.float()).sample)
+
+
+def test_what_a_network_takes_in_a_nested_mapping_is_given_flat():
+    """Pooled text and image sizes of SDXL's U-Net, with guidance."""
+    options = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 29}
+    network, (x, t) = condition(**options), latents(2)
+    c = {**conditioning_of("unet2d_condition", 2), "text_embeds": torch.randn(2, 5), "time_ids": torch.rand(2, 6)}
+    n = {**conditioning_of("unet2d_condition", 1, 5), "text_embeds": torch.randn(1, 5)}  # sizes are those of both branches
+
+    def by_hand(tokens, pooled):
+        added = {"text_embeds": pooled.expand(2, 5), "time_ids": c["time_ids"]}
+        return network(x, t, tokens.expand(2, 4, 6), added_cond_kwargs=added).sample
+
+    with_c, with_n = (by_hand(part["encoder_hidden_states"], part["text_embeds"]) for part in (c, n))
+    denoiser = Denoiser(Bundle(network, diffusers.DDPMScheduler()), c, 3.0, n)
+    torch.testing.assert_close(denoiser(x, t), with_n + 3 * (with_c - with_n), rtol=1e-4, atol=1e-5)
