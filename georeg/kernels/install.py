@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from georeg.kernels.attention import attention
 from georeg.kernels.convolution import convolution
 from georeg.kernels.group_norm import group_norm, group_norm_silu
-from georeg.kernels.mode import autocast, in_functorch
+from georeg.kernels.mode import in_functorch
 
 
 def _in_checkpoint() -> bool:
@@ -40,7 +40,7 @@ class _Fused(TorchFunctionMode):
             nn.functional.conv3d: convolution,
             nn.functional.group_norm: self._group_norm,
             nn.functional.silu: self._silu,
-            nn.functional.scaled_dot_product_attention: _attention,
+            nn.functional.scaled_dot_product_attention: attention,
         }
 
     def __torch_function__(
@@ -57,6 +57,8 @@ class _Fused(TorchFunctionMode):
     def _group_norm(
         self, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Tensor:
+        if input.ndim < 2 or num_groups < 1 or input.shape[1] % num_groups or input.numel() == num_groups:
+            return nn.functional.group_norm(input, num_groups, weight, bias, eps)  # torch says what is wrong
         if input.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # autocast runs it in float32 there
             input = input.to(torch.promote_types(input.dtype, torch.float32))
         z = group_norm(input, num_groups, weight, bias, eps)
@@ -74,10 +76,6 @@ class _Fused(TorchFunctionMode):
 
 def _can_replace(values: tuple[Any, ...]) -> bool:
     return (torch.is_grad_enabled() or in_functorch()) and not _in_checkpoint() and all(map(_is_plain, values))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return attention(*autocast(query, key, value), *args, **kwargs)
 
 
 def fused() -> AbstractContextManager[Any]:

@@ -52,24 +52,26 @@ def names(y):
     return {node.name() for node in found}
 
 
-def moments(f, x, side, run):
+def moments(f, x, side, run, chunk_size=1):
     """τ₁, τ₂ and the gradient of a function of them, from a graph that was made inside or outside of fused()."""
     x = x.clone().requires_grad_()
     with run, sdpa_kernel(SDPBackend.MATH):
         y = f(x)
     estimator = georeg.Hutchinson(num_probes=2, side=side)
-    loss = georeg.IsometryLoss(estimator=estimator, chunk_size=1)
-    out = loss.of(linearize_graph(x, y, chunk_size=1), generator=torch.Generator().manual_seed(0))
+    out = georeg.IsometryLoss(estimator=estimator).of(
+        linearize_graph(x, y, chunk_size=chunk_size), generator=torch.Generator().manual_seed(0)
+    )
     parameters = [*f.parameters(), x]
     found = torch.autograd.grad(out.loss + y.square().mean(), parameters, allow_unused=True)
     return out.moments.trace, out.moments.trace_sq, *found
 
 
+@pytest.mark.parametrize("chunk_size", [1, None])
 @pytest.mark.parametrize("side", ["domain", "codomain"])
-def test_the_loss_and_its_gradients_are_torchs(block, side):
+def test_the_loss_and_its_gradients_are_torchs(block, side, chunk_size):
     x = points()
     expected = moments(block, x, side, sdpa_kernel(SDPBackend.MATH))
-    torch.testing.assert_close(moments(block, x, side, fused()), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(moments(block, x, side, fused(), chunk_size), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_it_replaces_operators_while_it_lasts_and_leaves_nothing_behind(block):
@@ -177,6 +179,10 @@ def test_keywords_and_errors_are_torchs():
             F.conv2d(x, weight[:, :1])
         with pytest.raises(RuntimeError, match="type|dtype"):
             F.conv2d(x, weight.float())
+        with pytest.raises(RuntimeError, match="divisible by num_groups"):
+            F.group_norm(x, 3)
+        with pytest.raises(ValueError, match="more than 1 value"):
+            F.group_norm(x[:1, :, 0, 0], 2)
 
 
 def test_a_compiled_map(block):
@@ -194,3 +200,25 @@ def test_inside_a_product_a_point_that_serves_as_a_weight_keeps_its_gradient():
     w = torch.randn(1, 2, 1, 3, 3, dtype=torch.float64)
     (expected,) = torch.autograd.grad(F.conv2d(image, p := x.clone().requires_grad_()).transpose(0, 1), p, w[0])
     torch.testing.assert_close(lin.vjp(w)[0], expected)
+
+
+def test_a_silu_behind_a_changed_norm_is_torchs():
+    """Only the very output of the last group norm is taken for one, and only as that norm left it."""
+    norm, x = nn.GroupNorm(2, 4).double(), torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    expected = F.silu(norm(x) * 2), F.silu(norm(x) + 1), F.silu(norm(x))
+    with fused():
+        changed = norm(x)
+        changed.mul_(2)
+        found = F.silu(changed), F.silu(norm(x) + 1), F.silu(norm(x), inplace=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_dummy_pullback_of_the_domain_side_costs_nothing():
+    """J v without a Jᵀu before it: one pass at u = 0, of which only the graph is wanted."""
+    layer, x = nn.Conv2d(2, 2, 3), points(dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        lin = georeg.linearize(layer, x)
+    one = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        lin.jvp(torch.ones(1, *x.shape))
+    assert counter.get_total_flops() == one
