@@ -51,7 +51,7 @@ def inception(weights: Path | None = None) -> FeatureNetwork:
         raise RunError("FID's Inception-v3 needs torch-fidelity: pip install 'georeg[diffusion]'") from error
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError for other names; a .safetensors file ends in the unpickler
         raise RunError(
             f"{file} does not hold weights of FID's Inception-v3: expected torch-fidelity's {URL.rsplit('/', 1)[1]}; "
             "pytorch-fid's pt_inception file has other names"

@@ -99,8 +99,10 @@ def test_inception_with_other_weights_is_not_called_fids(tmp_path):
     pixels = ((as_rgb(grey) + 1) * 127.5).round().to(torch.uint8)
     torch.testing.assert_close(features, network(pixels)[0])
     torch.save({"w": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(RunError, match="does not hold weights of FID's Inception-v3"):
-        inception(tmp_path / "other.pth")
+    save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for name in ("other.pth", "other.safetensors"):
+        with pytest.raises(RunError, match="does not hold weights of FID's Inception-v3"):
+            inception(tmp_path / name)
 
 
 def test_a_torchvision_network_gives_its_penultimate_features(offline):
