@@ -65,14 +65,14 @@ class ImageFolder(Images):
             if reason is None:
                 self.files.append(file)
             elif strict:
-                raise RunError(f"--strict: cannot read {_printable(file)}: {reason}")
+                raise RunError(f"--strict: cannot read {printable(file)}: {reason}")
             else:
                 self.skipped.append((file, reason))
         if not self.files:
             file, reason = self.skipped[0]
             raise RunError(
                 f"--train-data-dir: none of the {len(found)} images in {folder} can be read; the first, "
-                f"{_printable(file)}: {reason}"
+                f"{printable(file)}: {reason}"
             )
 
     def __len__(self) -> int:
@@ -81,10 +81,9 @@ class ImageFolder(Images):
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         file = self.files[index]
         try:
-            with Image.open(file) as opened:
-                picture = _eight_bit(ImageOps.exif_transpose(opened)).convert("L" if self.channels == 1 else "RGB")
-        except _READ_ERRORS as error:
-            raise RunError(f"cannot read {_printable(file)} any more: {error}") from error
+            picture = read_picture(file, self.channels)
+        except UnreadableImage as error:
+            raise RunError(f"cannot read {printable(file)} any more: {error}") from error
         scale = self.resolution / min(picture.size)
         size = (max(round(picture.width * scale), self.resolution), max(round(picture.height * scale), self.resolution))
         picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -92,9 +91,31 @@ class ImageFolder(Images):
         corner = spare // 2 if rng is None or self.center_crop else rng.integers(spare + 1)
         left, top = (int(c) for c in corner)
         picture = picture.crop((left, top, left + self.resolution, top + self.resolution))
-        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1)
-        pixels = pixels.unsqueeze(0) if self.channels == 1 else pixels.permute(2, 0, 1).contiguous()
+        pixels = to_pixels(picture)
         return pixels.flip(-1) if self.random_flip and rng is not None and rng.random() < 0.5 else pixels
+
+
+class UnreadableImage(Exception):  # noqa: N818 (what it is, said by the reason it carries)
+    """A file that does not decode to an image."""
+
+
+def read_picture(file: Path, channels: int) -> Image.Image:
+    """An image upright, in 8 bits, grey (1 channel) or RGB (3); transparency lies on white.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    try:
+        with Image.open(file) as opened:
+            return _eight_bit(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
+    except _READ_ERRORS as error:
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """``(C, H, W)`` in [−1, 1] of a grey or RGB picture."""
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1)
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -117,6 +138,6 @@ def _unreadable(file: Path) -> str | None:
     return None
 
 
-def _printable(file: Path) -> str:
+def printable(file: Path) -> str:
     """A path as text, whatever bytes its name is made of."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
