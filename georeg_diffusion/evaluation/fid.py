@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from georeg import register
 from georeg_diffusion.evaluation.feature_moments import FeatureMoments
 from georeg_diffusion.evaluation.frechet import frechet_of_gaussians, symmetric_root
-from georeg_diffusion.evaluation.generated import GROUPS, GeneratedFeatures, group_rows, spread
+from georeg_diffusion.evaluation.generated import GROUPS, GeneratedFeatures, generated_features, group_rows, spread
 from georeg_diffusion.evaluation.reference import Reference
 from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.setting import Setting
 
 
+@register("score", "fid")
 class Fid(Score):
     """‖μ₁ − μ₂‖² + Tr(C₁ + C₂ − 2 (C₁C₂)^½) of all N generated images and the real ones.
 
@@ -38,6 +41,10 @@ class Fid(Score):
     def __init__(self, generated: GeneratedFeatures, reference: Reference) -> None:
         self.generated, self.reference = generated, reference
         self.groups: list[FeatureMoments] | None = None
+
+    @classmethod
+    def of(cls, setting: Setting) -> Self:
+        return cls(generated_features(setting), setting.reference())
 
     def pieces(self) -> int:
         return self.generated.pieces()

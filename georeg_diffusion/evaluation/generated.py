@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from georeg_diffusion.evaluation.feature_network import FeatureNetwork, features_of
+from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.files import replacing
 
 PIECE = 64
@@ -79,6 +80,21 @@ class GeneratedFeatures:
             return None
         key = hashlib.sha256(f"{self.model_key} {self.how} {self.network.key} {seeds[0]} {len(seeds)}".encode()).hexdigest()
         return self.cache / f"generated-{key[:32]}.safetensors"
+
+
+def generated_features(setting: Setting) -> GeneratedFeatures:
+    """The images that FID and KID share: 10,000 at 20 DDIM steps under the paper's protocol, else 2,048 at 20."""
+    steps = setting.steps(20, 20)
+    return GeneratedFeatures(
+        lambda seeds: setting.sample(seeds, steps),
+        setting.features(),
+        setting.count(2048, 10_000),
+        setting.seed,
+        setting.batch_size,
+        f"{steps} DDIM steps",
+        setting.cache,
+        setting.key,
+    )
 
 
 def group_rows(indices: Sequence[int]) -> list[list[int]]:

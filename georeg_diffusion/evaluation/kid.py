@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from georeg_diffusion.evaluation.generated import GROUPS, GeneratedFeatures, group_rows, spread
+from georeg import register
+from georeg_diffusion.evaluation.generated import GROUPS, GeneratedFeatures, generated_features, group_rows, spread
 from georeg_diffusion.evaluation.mmd import polynomial_mmd, subset_mmd
 from georeg_diffusion.evaluation.reference import Reference
 from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.setting import Setting
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 
 
+@register("score", "kid")
 class Kid(Score):
     """Unbiased MMD² with the kernel (xᵀy/F + 1)³, mean over 100 subsets of 1,000 images (fewer where there are fewer).
 
@@ -35,6 +38,10 @@ class Kid(Score):
     def __init__(self, generated: GeneratedFeatures, reference: Reference) -> None:
         self.generated, self.reference = generated, reference
         self.features: list[Tensor] = []
+
+    @classmethod
+    def of(cls, setting: Setting) -> Self:
+        return cls(generated_features(setting), setting.reference())
 
     def pieces(self) -> int:
         return 0 if self.reference.features is None else self.generated.pieces()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
 from georeg import Estimate
+
+if TYPE_CHECKING:
+    from georeg_diffusion.evaluation.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Result:
 
 
 class Score(ABC):
-    """One score of one model, accumulated over numbered pieces of work.
+    """One score of one model, accumulated over numbered pieces of work; ``@register("score", name)`` makes it known.
 
     Laws: the pieces may be worked off in several sittings, with :meth:`state` saved in between and loaded by
     :meth:`load_state` into a new object; the result does not depend on the batch size, because every sample draws from
@@ -62,6 +65,15 @@ class Score(ABC):
     name: ClassVar[str]
     label: ClassVar[str]
     lower_is_better: ClassVar[bool | None]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, setting: Setting) -> Self:
+        """The score of a model, at the sizes of the setting's protocol.
+
+        Raises:
+            RunError: something that it needs is missing; the message names the remedy.
+        """
 
     @abstractmethod
     def pieces(self) -> int:
