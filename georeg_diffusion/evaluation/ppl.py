@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -76,6 +77,8 @@ class Ppl(Score):
             raise ValueError(f"protocol: got {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
         if sampling not in ("full", "end"):
             raise ValueError(f"sampling: got {sampling!r}, expected 'full' or 'end'")
+        if dtype == torch.float64:  # a copy: FID may use the same network in float32
+            distance = replace(distance, network=deepcopy(distance.network).double())
         self.decode, self.distance, self.shape = decode, distance, shape
         self.num_pairs, self.seed, self.sampling, self.how = num_pairs, seed, sampling, how
         self.protocol = PROTOCOLS[protocol] if epsilon is None else replace(PROTOCOLS[protocol], epsilon=epsilon)

@@ -122,6 +122,9 @@ def test_precision():
 
     run(ppl(3, decode=look, dtype=torch.float32))
     assert seen == [torch.float32]
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    run(ppl(3, distance=feature_distance(FeatureNetwork("linear", linear))))
+    assert linear[1].weight.dtype == torch.float32, "a network that other scores use is left as it is"
     with pytest.raises(ValueError, match="half precision"):
         run(ppl(3, dtype=torch.float16))
 
