@@ -4,12 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the probes of a whole batch: what is drawn is the whole, and what is given is the part.
+
+    Attributes:
+        source: one generator for the whole batch, or one for each sample.
+        batch: B, samples of the whole.
+        samples: rows of the part.
+        num_probes, probes: K of the whole, and the part of them; None for as many as are asked for.
+    """
+
+    source: torch.Generator | Sequence[torch.Generator]
+    batch: int
+    samples: slice
+    num_probes: int | None = None
+    probes: slice | None = None
+
+    def draw(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Probes ``(k, b, *event)``, from those ``(K, B, *event)`` of the whole."""
+        count = shape[0] if self.num_probes is None else self.num_probes
+        columns = self.probes or slice(None)
+        if isinstance(self.source, torch.Generator):
+            return _normal((count, self.batch, *shape[2:]), like, self.source)[columns, self.samples]
+        chosen = self.source[self.samples]
+        return _normal((count, len(chosen), *shape[2:]), like, chosen)[columns]
+
+
+Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | Part | None
 """One generator for a whole batch, one for each sample (independent of how a batch is split), or torch's own."""
 
 Probe: TypeAlias = Literal["gaussian", "sphere", "rademacher"]
@@ -26,6 +55,8 @@ def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Tenso
             return torch.randn(size, generator=source, dtype=dtype, device=source.device).to(device)
         return torch.randn(size, generator=None if device.type == "meta" else source, dtype=dtype, device=device)
 
+    if isinstance(generator, Part):
+        return generator.draw(shape, like)
     if generator is None or isinstance(generator, torch.Generator):
         return draw(shape, generator)
     if len(generator) != shape[1]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from georeg.estimators import Estimator, as_estimator
+from georeg.estimators import Estimator, Hutchinson, as_estimator
 from georeg.jackknife import Estimate, M, jackknife
 from georeg.linearize import Linearization, Map, linearize, linearize_graph
-from georeg.linearize.base import in_functorch
+from georeg.linearize.base import check_points, graph_ready, in_functorch, outside_inference_mode
 from georeg.manifolds import Euclidean, Manifold
 from georeg.moments import Scope, SpectralMoments
 from georeg.pooling import Pooled, RunningMeans, Totals, count_groups
 from georeg.random import Generator
+from georeg.recompute import Pairs, attach, refuse_in_functorch
 from georeg.spectral import moments_at
 
 Degenerate = Literal["raise", "zero"]
@@ -35,6 +36,7 @@ class Options(TypedDict, total=False):
     momentum: float | None
     num_groups: int | None
     chunk_size: int | None
+    recompute: bool
     detach_x: bool
     project: bool
     degenerate: Degenerate
@@ -86,7 +88,10 @@ class Regularizer(nn.Module, ABC, Generic[M]):
             pools each step by itself.
         num_groups: number of groups that labels may name; needed beside groups with ``momentum`` and
             ``scope="global"``.
-        chunk_size: probes per vectorised product.
+        chunk_size: probes per vectorised product; with ``recompute``, the (sample, probe) pairs at a time (default 1).
+        recompute: measure a chunk at a time without a graph, and run the map again in the backward pass: the
+            peak memory grows with neither the batch nor the number of probes, for the price of the first
+            pass; gradients are exact. Chunks of probes take a Hutchinson estimator; others are chunked by samples.
         detach_x: cut x from the graph it carries.
         project: measure projx∘f, for a codomain that f(x) does not lie on.
         degenerate: what a Jacobian at which F is undefined gives: ``"raise"`` (default: a ValueError, also for
@@ -126,6 +131,7 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         momentum: float | None = None,
         num_groups: int | None = None,
         chunk_size: int | None = None,
+        recompute: bool = False,
         detach_x: bool = False,
         project: bool = False,
         degenerate: Degenerate = "raise",
@@ -142,7 +148,9 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         if degenerate not in ("raise", "zero"):
             raise ValueError(f"degenerate: got {degenerate!r}, expected 'raise' or 'zero'")
         self.domain, self.codomain = domain or Euclidean(), codomain or Euclidean()
-        self.estimator = as_estimator(estimator)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1, or None")
+        self.estimator, self.recompute = as_estimator(estimator), recompute
         self.scope, self.num_groups = scope, num_groups
         self.chunk_size, self.detach_x, self.project, self.degenerate = chunk_size, detach_x, project, degenerate
         self.running = None if momentum is None else RunningMeans(num_groups or 1, self.num_statistics, momentum)
@@ -165,21 +173,39 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         """Whether F is defined at means ``(G, S)``: ``(G,)``; everywhere, unless a loss says otherwise."""
         return torch.ones_like(means[..., 0], dtype=torch.bool)
 
-    def forward(self, f: Map, x: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
+    def forward(
+        self,
+        f: Callable[..., Tensor],
+        x: Tensor,
+        groups: Tensor | None = None,
+        *,
+        generator: Generator = None,
+        context: tuple[Tensor, ...] = (),
+    ) -> LossOutput[M]:
         """The loss of the map f at points x ``(B, ...)``.
 
         Args:
-            f: the map; its parameters receive the gradient.
+            f: the map, called as ``f(x, *context)``; its parameters receive the gradient.
             x: points ``(B, ...)``.
             groups: integer labels ``(B,)``: expectations are pooled within each group, and the loss is
                 Σ_g (N_g/N) F_g. Use them where the scale of the Jacobian differs by group.
             generator: seeds the probes; one, or one for each sample.
+            context: further arguments of f with a row for each sample, such as timesteps: ``recompute`` runs f on
+                parts of the batch.
 
         Raises:
             ValueError: a degenerate map or non-finite statistics (see ``degenerate``); bad labels.
         """
-        map_ = (lambda p: self.codomain.projx(f(p))) if self.project else f
-        lin = linearize(map_, x, chunk_size=self.chunk_size, detach_x=self.detach_x)
+
+        def map_at(rows: slice) -> Map:
+            at_rows = tuple(t[rows] for t in context)
+            return lambda p: self.codomain.projx(f(p, *at_rows)) if self.project else f(p, *at_rows)
+
+        if not callable(f):
+            raise TypeError(f"f: got {type(f).__name__}, expected a callable or torch.nn.Module")
+        if self.recompute:
+            return self._recomputed(map_at, x, groups, generator)
+        lin = linearize(map_at(slice(None)), x, chunk_size=self.chunk_size, detach_x=self.detach_x)
         return self.of(lin, groups, generator=generator)
 
     def of_graph(self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
@@ -188,6 +214,11 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         Raises:
             ValueError: as in a call; ``detach_x`` with an x that carries a graph.
         """
+        if self.recompute:
+            raise ValueError(
+                "recompute: got True with a forward pass already run, whose graph is there; call the loss with the map and "
+                "its points instead"
+            )
         if self.detach_x and x.grad_fn is not None:
             raise ValueError(
                 "detach_x: got True with points that carry a graph, which a forward pass already run cannot be cut from; "
@@ -209,6 +240,47 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         loss = pooled.surrogate(lambda means: self.value(means, moments.rank), local)
         dtype = torch.promote_types(lin.x.dtype, torch.float32)
         return LossOutput(loss.to(dtype), moments, pooled.totals.counts.sum(), self)
+
+    def _recomputed(
+        self, f: Callable[[slice], Map], x: Tensor, groups: Tensor | None, generator: Generator
+    ) -> LossOutput[M]:
+        """The loss by two passes, see :mod:`georeg.recompute`."""
+        refuse_in_functorch()
+        check_points(x)
+        num_groups = self._num_groups(groups, len(x))
+        with outside_inference_mode():
+            points = graph_ready(x.detach() if self.detach_x else x)
+            pairs = Pairs(f, points.detach(), self._measure_part, self._separate_probes(), self.chunk_size or 1, generator)
+            moments, leaves = pairs.first_pass()
+            with torch.enable_grad():
+                terms = self._terms(moments).detach().requires_grad_()
+                local = Totals.of(self._of_terms(terms, moments), groups, num_groups)
+                if self._collected is not None:
+                    self._collected.append(local.detach())
+                    return LossOutput(x.new_zeros(()), moments, local.counts.sum(), self)
+                pooled = self._given or self.pool(local)
+                loss = pooled.surrogate(lambda means: self.value(means, moments.rank), local)
+                (weights,) = torch.autograd.grad(loss, terms)
+        value = loss.detach().to(torch.promote_types(x.dtype, torch.float32))
+        if torch.is_grad_enabled():
+            value = attach(value, pairs, weights, self._terms, points, leaves)
+        return LossOutput(value, moments, pooled.totals.counts.sum(), self)
+
+    def _measure_part(self, lin: Linearization, generator: Generator, num_probes: int | None) -> M:
+        """Moments by some of the probes; of those that cannot be parted, by all."""
+        return self.measure(lin, generator)
+
+    def _separate_probes(self) -> int | None:
+        """The number of probes that moments are a mean over, if parts of it can be measured apart."""
+        return None
+
+    def _terms(self, moments: M) -> Tensor:
+        """What of the moments is a mean over probes and carries the gradient, ``(B, T)``."""
+        return self.statistics(moments)
+
+    def _of_terms(self, terms: Tensor, moments: M) -> Tensor:
+        """The statistics ``(B, S)`` from the terms."""
+        return terms
 
     def pool(self, local: Totals, share: float = 1.0) -> Pooled:
         """Pool one process's totals over the scope, check them, and take them into the running means."""
@@ -283,3 +355,18 @@ class SpectralRegularizer(Regularizer[SpectralMoments]):
 
     def measure(self, lin: Linearization, generator: Generator = None) -> SpectralMoments:
         return moments_at(lin, self.domain, self.codomain, self.estimator, generator)
+
+    def _measure_part(self, lin: Linearization, generator: Generator, num_probes: int | None) -> SpectralMoments:
+        estimator = self.estimator
+        if num_probes is not None and isinstance(estimator, Hutchinson):
+            estimator = Hutchinson(num_probes, estimator.distribution, estimator.side)
+        return moments_at(lin, self.domain, self.codomain, estimator, generator)
+
+    def _separate_probes(self) -> int | None:
+        return self.estimator.num_probes if type(self.estimator) is Hutchinson else None
+
+    def _terms(self, moments: SpectralMoments) -> Tensor:
+        return torch.stack([moments.trace, moments.trace_sq], dim=-1)
+
+    def _of_terms(self, terms: Tensor, moments: SpectralMoments) -> Tensor:
+        return self.statistics(replace(moments, trace=terms[:, 0], trace_sq=terms[:, 1]))

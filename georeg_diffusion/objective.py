@@ -86,6 +86,11 @@ class IsometricDiffusionLoss(nn.Module):
         at: name of the h-space module, see :class:`HSpace`.
         loss_weighting: λ(t) of the denoising loss, ``"uniform"``, ``"snr"`` or ``"min-snr"``, see
             :func:`georeg_diffusion.schedule.loss_weights`.
+        recompute: take the isometry loss in passes of its own, a chunk at a time, instead of sharing the denoising
+            loss's: less memory, which grows with neither the batch nor the probes, for more work; gradients are
+            the same.
+        chunk_size: with ``recompute``, the (sample, probe) pairs at a time, default 1; without, probes per
+            vectorised product.
 
     Raises:
         ValueError: a negative number of bins; an unknown metric, scope, weighting or h-space module.
@@ -122,6 +127,8 @@ class IsometricDiffusionLoss(nn.Module):
         estimator: georeg.Estimator | None = None,
         at: str | None = None,
         loss_weighting: str = "uniform",
+        recompute: bool = False,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         if timestep_bins < 0:
@@ -144,6 +151,8 @@ class IsometricDiffusionLoss(nn.Module):
             momentum=momentum,
             num_groups=max(timestep_bins, 1),
             degenerate="zero",
+            recompute=recompute,
+            chunk_size=chunk_size,
         )
         # Running means live where the network does, or each step would wait for a copy to the host.
         parameter = next(network.parameters(), None)
@@ -201,10 +210,15 @@ class IsometricDiffusionLoss(nn.Module):
         gated, rest = is_open.nonzero().flatten(), (~is_open).nonzero().flatten()
         squared_error = x0.new_zeros((), dtype=torch.promote_types(x0.dtype, torch.float32))
         prediction, result = x0, None
-        if len(rest):
-            prediction = self._predict(rows_of(inputs, rest, len(x0)))
-            squared_error = squared_error + self._squared_error(prediction, rows_of(target, rest, len(x0)), steps[rest])
-        if len(gated):
+        alone = torch.arange(len(x0)) if self.regularizer.recompute else rest
+        if len(alone):
+            prediction = self._predict(rows_of(inputs, alone, len(x0)))
+            squared_error = squared_error + self._squared_error(prediction, rows_of(target, alone, len(x0)), steps[alone])
+        if len(gated) and self.regularizer.recompute:
+            result = self._recomputed(
+                rows_of(inputs, gated, len(x0)), self._bins(steps[gated]), generators_of(generator, gated)
+            )
+        elif len(gated):
             prediction, latent, feature = self._predict_and_encode(rows_of(inputs, gated, len(x0)))
             squared_error = squared_error + self._squared_error(prediction, rows_of(target, gated, len(x0)), steps[gated])
             probes = generators_of(generator, gated)
@@ -268,6 +282,19 @@ class IsometricDiffusionLoss(nn.Module):
             prediction = self._predict(inputs)
         return prediction, captured.x, captured.h
 
+    def _recomputed(self, inputs: dict[str, Any], bins: Tensor | None, generator: Generator) -> georeg.LossOutput[Any]:
+        """The isometry loss of the gated samples, by forward passes of its own."""
+        count = len(inputs["sample"])
+        latent = inputs["sample"]
+
+        def encode(points: Tensor, index: Tensor) -> Tensor:
+            arguments = rows_of(inputs, index, count)
+            arguments.pop("sample")
+            return self.h_space.encode(points, arguments.pop("timestep"), **arguments)
+
+        points = (isodiff_point(latent) if self.metric == "isodiff" else latent).detach()
+        return self.regularizer(encode, points, bins, generator=generator, context=(torch.arange(count),))
+
     def _join_without_samples(self, inputs: dict[str, Any], prediction: Tensor) -> georeg.LossOutput[Any]:
         """Every rank joins the all-reduce, also one whose samples all stayed outside the gate."""
         arguments = rows_of(inputs, torch.zeros(1, dtype=torch.long), len(prediction))
@@ -275,7 +302,7 @@ class IsometricDiffusionLoss(nn.Module):
             shape = self.h_space.encode(arguments.pop("sample"), arguments.pop("timestep"), **arguments).shape
         nobody = prediction[:0] if prediction.requires_grad else prediction[:0].requires_grad_()
         feature = nobody.flatten(1)[:, :1].expand(0, shape[1:].numel()).reshape(0, *shape[1:])
-        return self.regularizer.of_graph(nobody, feature, self._bins(torch.zeros(0, dtype=torch.long)))
+        return self.regularizer.of(georeg.linearize_graph(nobody, feature), self._bins(torch.zeros(0, dtype=torch.long)))
 
     def _bins(self, timesteps: Tensor) -> Tensor | None:
         if self.timestep_bins < 1:

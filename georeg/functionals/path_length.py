@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from georeg.estimators import Hutchinson
 from georeg.estimators.base import unit
-from georeg.linearize import Linearization, Map
+from georeg.linearize import Linearization
 from georeg.manifolds.base import dot
 from georeg.random import Generator
 from georeg.registry import register
@@ -90,11 +91,17 @@ class PathLengthLoss(Regularizer[PathLengths]):
         self.every, self.calls = every, 0
 
     def forward(
-        self, f: Map, x: Tensor, groups: Tensor | None = None, *, generator: Generator = None
+        self,
+        f: Callable[..., Tensor],
+        x: Tensor,
+        groups: Tensor | None = None,
+        *,
+        generator: Generator = None,
+        context: tuple[Tensor, ...] = (),
     ) -> LossOutput[PathLengths]:
         if self._rests():
             return self._nothing(x)
-        return self._weighted(super().forward(f, x, groups, generator=generator))
+        return self._weighted(super().forward(f, x, groups, generator=generator, context=context))
 
     def of_graph(
         self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from georeg.kernels.mode import autocast
 from georeg.kernels.rules import Maybe, Operator
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
@@ -174,7 +175,7 @@ def attention(
 
     Torch's fused kernels have no second derivative, and its mathematical form keeps several L × S matrices for each
     differentiation. Here q, k and v alone are kept, and the matrices exist a block at a time. With a mask, dropout or
-    grouped queries the mathematical form is used.
+    grouped queries, or without elements, the mathematical form is used.
 
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
@@ -196,7 +197,10 @@ def attention(
     """
     if block_bytes is not None and block_bytes < 1:
         raise ValueError(f"block_bytes: got {block_bytes}, expected at least 1")
-    if attn_mask is not None or dropout_p or enable_gqa or query.shape[:-2] != key.shape[:-2]:
+    query, key, value = autocast(query, key, value)
+    tensors = (query, key, value)
+    is_special = attn_mask is not None or dropout_p or enable_gqa or query.shape[:-2] != key.shape[:-2]
+    if is_special or len({t.dtype for t in tensors}) > 1 or not all(t.numel() and t.is_floating_point() for t in tensors):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -210,6 +214,5 @@ def attention(
     operator = _Attention(query.shape[-1] ** -0.5 if scale is None else scale, is_causal, size)
     # Probabilities of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(query.dtype, torch.float32)
-    flat = [t.to(wide).reshape(-1, *t.shape[-2:]) for t in (query, key, value)]
-    y = operator(*flat) if all(t.numel() for t in flat) else operator.plain(*flat)
+    y = operator(*[t.to(wide).reshape(-1, *t.shape[-2:]) for t in tensors])
     return y.reshape(*query.shape[:-1], value.shape[-1]).to(query.dtype)

@@ -87,7 +87,7 @@ def _differentiable(
         points, parameters = full[: operator.points], full[operator.points :]
         return (c * _jvp(lambda *p: operator.plain(*p, *parameters), points, filled)).sum()
 
-    found = torch.func.grad(form, argnums=tuple(range(len(chosen))))(*[primals[i] for i in chosen])
+    found = _gradients(form, [primals[i] for i in chosen])
     gradients: list[Maybe] = [None] * len(primals)
     for i, gradient in zip(chosen, found, strict=True):
         gradients[i] = gradient
@@ -103,7 +103,7 @@ def _plain_pullback(operator: Operator, c: Tensor, primals: Sequence[Any], chose
             full[i] = value
         return operator.plain(*full)
 
-    return tuple(torch.func.vjp(partial, *[primals[i] for i in chosen])[1](c))
+    return _pulled(partial, [primals[i] for i in chosen], c)
 
 
 def _wanted(ctx: Any, primals: Sequence[Any], operator: Operator, first: int) -> list[bool]:
@@ -345,8 +345,35 @@ def _plain_jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence
     return _jvp(partial, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
+def _pulled(f: Callable[..., Tensor], values: Sequence[Tensor], c: Any) -> tuple[Tensor, ...]:
+    """Gradients of ⟨c, f(values)⟩, with a graph.
+
+    By autograd itself where it can be, since torch.func refuses to run under hooks on saved tensors; of views, so that
+    another way in which c depends on the values does not count.
+    """
+    if in_functorch():
+        return tuple(torch.func.vjp(f, *values)[1](c))
+    with torch.enable_grad():
+        views = [v.view_as(v) if v.requires_grad else v.detach().requires_grad_() for v in values]
+        return torch.autograd.grad(f(*views), views, c, create_graph=True, materialize_grads=True)
+
+
+def _gradients(f: Callable[..., Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a scalar, with a graph."""
+    return _pulled(f, values, None if not in_functorch() else torch.ones((), dtype=values[0].dtype, device=values[0].device))
+
+
 def _jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
     """J v as the derivative of Jᵀu by u: forward mode, which this may run inside of, does not nest."""
+    if not in_functorch() and not torch.autograd.forward_ad._current_level >= 0:
+        with torch.enable_grad():
+            views = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals]
+            y = f(*views)
+            outputs = y if isinstance(y, tuple) else (y,)
+            u = [torch.zeros_like(o).requires_grad_() for o in outputs]
+            g = torch.autograd.grad(outputs, views, u, create_graph=True, materialize_grads=True)
+            pushed = torch.autograd.grad(g, u, tuple(tangents), create_graph=True, materialize_grads=True)
+        return pushed if isinstance(y, tuple) else pushed[0]
     linear: Any = torch.func.vjp(f, *primals)
     y, pull = linear
     return torch.func.vjp(pull, tree_map(torch.zeros_like, y))[1](tuple(tangents))[0]

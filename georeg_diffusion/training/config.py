@@ -124,6 +124,17 @@ class TrainConfig:
         "global", "Expectations over all processes, or over each one's batch.", panel=_ISOMETRY, choices=("global", "batch")
     )
     isometry_every: int = option(1, "Apply the loss at every k-th step, with weight k.", panel=_ISOMETRY, minimum=1)
+    recompute: bool = option(
+        False,
+        "Save memory: the isometry loss runs in passes of its own, a chunk at a time (about twice its work; same gradient).",
+        panel=_ISOMETRY,
+    )
+    chunk_size: int | None = option(
+        None,
+        "With --recompute, pairs of a sample and a probe at a time. Default: 1. More is faster and takes more memory.",
+        panel=_ISOMETRY,
+        minimum=1,
+    )
     h_module: str | None = option(
         None, "Name of the submodule whose output is h. Default: the middle block.", panel=_ISOMETRY
     )

@@ -72,6 +72,8 @@ def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> Is
         estimator=make_estimator(config),
         at=config.h_module,
         loss_weighting=config.loss_weighting,
+        recompute=config.recompute,
+        chunk_size=config.chunk_size,
     )
 
 

@@ -81,6 +81,19 @@ def test_a_fourth_derivative():
     torch.testing.assert_close(f(attention), f(by_torch), rtol=1e-8, atol=1e-9)
 
 
+def test_under_hooks_on_saved_tensors():
+    """Where torch.func refuses to run."""
+    x = torch.randn(1, 1, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def f(op):
+        (g,) = torch.autograd.grad(of_one(op)(x).pow(3).sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(g.pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(h.pow(2).sum(), x)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        torch.testing.assert_close(f(attention), f(by_torch), rtol=1e-8, atol=1e-9)
+
+
 def test_functorch():
     x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
     v = torch.randn(3, *x.shape, dtype=x.dtype)
@@ -120,6 +133,22 @@ def test_any_layout():
     for layout in (lambda t: t.transpose(0, 1), lambda t: t[::2], lambda t: t[0], lambda t: t[0, 0], lambda t: t[:0]):
         arguments = [layout(t) for t in (q, k, v)]
         torch.testing.assert_close(attention(*arguments), by_torch(*arguments))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 5, 3), (2, 0, 3)), ((2, 0, 3), (2, 4, 3)), ((0, 5, 3), (0, 4, 3)), ((2, 5, 0), (2, 4, 0))]
+)
+def test_without_elements(shapes):
+    q, k = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    torch.testing.assert_close(attention(q, k, k), by_torch(q, k, k), equal_nan=True)
+
+
+def test_autocast_and_mixed_dtypes_as_torch_has_them():
+    q, k, v = (t.float() for t in tensors())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(q, k, v).dtype == by_torch(q, k, v).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError):
+        attention(q.double(), k, v)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
