@@ -55,8 +55,8 @@ class Workspace:
         Raises:
             RunError: naming what is missing or not supported.
         """
-        bundle = load(_only_model_in(path))
-        bundle.network.to(self.device, self.dtype).eval().requires_grad_(False)
+        bundle = load(_only_model_in(path)).to(self.device, self.dtype)
+        bundle.network.eval().requires_grad_(False)
         self.models[path] = {"path": str(path), "sha256": weights_hash(bundle.network)}
         return bundle
 
