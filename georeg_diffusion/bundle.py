@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ class Bundle:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Bundle:
         """Move it: the network to a device and precision, codec and text encoders to the device in their own precision."""
-        self.network.to(device=device, dtype=dtype)
+        # Diffusers' own `to` warns of layers to keep in float32 also where a network names none.
+        move = (
+            self.network.to if getattr(self.network, "_keep_in_fp32_modules", None) else partial(nn.Module.to, self.network)
+        )
+        move(device=device, dtype=dtype)
         for part in (self.codec, *self.components.values()):
             if isinstance(part, nn.Module):
                 part.to(device)
