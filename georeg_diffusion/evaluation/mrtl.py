@@ -1,90 +1,114 @@
-"""Mean relative trajectory length (Sec. 4.1): how straight a slerp in X becomes in H."""
+"""mRTL: how straight a slerp in X becomes in H."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 import georeg
-from georeg import Estimate, diagnostics
-from georeg_diffusion.bundle import Bundle
-from georeg_diffusion.h_space import HSpace
-from georeg_diffusion.progress import progress
-from georeg_diffusion.sampling.ddim import ddim_sample
+from georeg import Estimate, diagnostics, register
+from georeg_diffusion.evaluation.batches import batches
+from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.setting import Setting
+
+SEGMENTS = 16
+"""S, pieces of each path; divisible by 4, so that S/2 and S/4 come from the same points."""
 
 
-@dataclass(frozen=True)
-class TrajectoryLength:
-    """mRTL of one model.
+@register("score", "mrtl")
+class Mrtl(Score):
+    """E_t E[Σᵢ‖h_t(sᵢ₊₁) − h_t(sᵢ)‖/‖h_t(s_S) − h_t(s₀)‖] along slerps s of x_T, each point denoised by DDIM (Sec. 4.1).
 
-    Attributes:
-        mrtl: mean over the sampling timesteps of RTL(t), with the standard error over pairs.
-        rtl: RTL(t) for each reverse step, in sampling order.
-        timesteps: of the reverse steps.
-        perfect: what a perfect isometry of the sphere has along these slerps, arc over chord; 1 is not the target.
-        segments: S, pieces of each path.
-    """
-
-    mrtl: Estimate
-    rtl: list[float]
-    timesteps: list[int]
-    perfect: float
-    segments: int
-
-
-@torch.no_grad()
-def mean_relative_trajectory_length(
-    bundle: Bundle,
-    *,
-    num_pairs: int = 16,
-    segments: int = 16,
-    num_steps: int = 20,
-    seed: int = 0,
-    at: str | None = None,
-    device: torch.device | str = "cpu",
-    title: str = "mRTL",
-) -> TrajectoryLength:
-    """RTL(t) = E[Σᵢ‖h_t(sᵢ₊₁) − h_t(sᵢ)‖ / ‖h_t(s_S) − h_t(s₀)‖] along slerps of x_T, each denoised by DDIM.
+    Length over chord of a polyline of S segments, which grows with S to the length of the curve; the details hold
+    it for S, S/2 and S/4, and RTL(t) at each reverse step (Fig. 5). A perfect isometry of the sphere has arc over
+    chord θ/(2 sin(θ/2)), about 1.11 for noises, and not 1: ``details["perfect"]``.
 
     Args:
-        bundle: the model, in evaluation mode.
-        num_pairs: pairs of end points, standard normal.
-        segments: S ≥ 1; RTL grows with S to the length of the curve.
-        num_steps: DDIM steps.
-        seed: of the end points.
-        at: name of the h-space module.
-        device: where the model is.
-        title: on the progress bar.
+        setting: the model; one pair is one piece of work.
+        segments: S.
+
+    Raises:
+        ValueError: S that 4 does not divide.
+
+    References:
+        Hahm et al. 2024, Sec. 4.1 and Fig. 5.
     """
-    generator = torch.Generator().manual_seed(seed)
-    ends = torch.randn(2, num_pairs, *bundle.sample_shape, generator=generator).to(device)
-    path = georeg.slerp(ends[0], ends[1], torch.linspace(0, 1, segments + 1, device=device))
-    cosine = torch.nn.functional.cosine_similarity(ends[0].flatten(1), ends[1].flatten(1))
-    # Segments of one pair go through the network together, so that the memory is that of segments + 1 samples.
-    encoder = HSpace(bundle.network, at)
-    ratios: list[Tensor] = []
-    timesteps: list[int] = []
-    with progress(title, num_pairs) as bar:
-        for pair in range(num_pairs):
-            rtl: list[Tensor] = []
-            timesteps = []
 
-            def visit(x: Tensor, t: Tensor, rtl: list[Tensor] = rtl, timesteps: list[int] = timesteps) -> None:
-                h = encoder.encode(x, t.to(x.device))
-                rtl.append(diagnostics.relative_trajectory_length(h.unsqueeze(1)))
-                timesteps.append(int(t))
+    name: ClassVar[str] = "mrtl"
+    label: ClassVar[str] = "mean relative trajectory length (mRTL)"
+    lower_is_better: ClassVar[bool | None] = True
 
-            ddim_sample(bundle, path[:, pair], num_steps, visit)
-            ratios.append(torch.cat(rtl))
-            bar.advance()
-    values = torch.stack(ratios).double()
-    means = values.mean(1)
-    return TrajectoryLength(
-        Estimate.of(means),
-        values.mean(0).tolist(),
-        timesteps,
-        float(diagnostics.great_circle_ratio(torch.arccos(cosine.double())).mean()),
-        segments,
-    )
+    def __init__(self, setting: Setting, *, segments: int = SEGMENTS) -> None:
+        if segments < 4 or segments % 4:
+            raise ValueError(f"segments: got {segments}, expected a multiple of 4")
+        self.setting, self.segments = setting, segments
+        self.num_pairs, self.num_steps = setting.count(32, 1000), setting.steps(20, 20)
+        self.parts: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def of(cls, setting: Setting) -> Self:
+        return cls(setting)
+
+    def pieces(self) -> int:
+        return self.num_pairs
+
+    @torch.no_grad()
+    def update(self, piece: int) -> None:
+        setting, count = self.setting, self.segments + 1
+        seed = setting.seed + piece
+        (draw,) = setting.draws([piece])
+        ends = torch.randn(2, 1, *setting.bundle.sample_shape, generator=draw).double()
+        path = georeg.slerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64))
+        angle = torch.arccos(cosine_similarity(ends[0].flatten(1), ends[1].flatten(1)))
+        steps: dict[float, list[Tensor]] = {}
+        for rows in batches(list(range(count)), setting.batch_size):
+            seeds = [seed] * len(rows)
+
+            def visit(x: Tensor, t: Tensor, seeds: list[int] = seeds) -> None:
+                steps.setdefault(float(t), []).append(setting.encode_at(x, t, seeds).float().cpu())
+
+            setting.decode(path[rows, 0].to(setting.device, setting.precision), seeds, self.num_steps, visit)
+        h = [torch.cat(parts).unsqueeze(1) for parts in steps.values()]
+        self.parts.append(
+            {
+                "rtl": torch.stack([self._ratios(one) for one in h], 1).unsqueeze(0),
+                "angle": angle,
+                "path": self._ratios(path).unsqueeze(0),
+                "timesteps": torch.tensor([list(steps)], dtype=torch.float64),
+            }
+        )
+
+    def _ratios(self, path: Tensor) -> Tensor:
+        """RTL with S, S/2 and S/4 segments ``(3,)``."""
+        return torch.cat([diagnostics.relative_trajectory_length(path[::every]) for every in (1, 2, 4)]).double()
+
+    def compute(self) -> Result:
+        state, setting, s = self.state(), self.setting, self.segments
+        n = len(state["rtl"]) if state else 0
+        protocol = f"{n:,} slerps of x_T in {s} segments, each point denoised in {self.num_steps} DDIM steps; un-pooled h"
+        if not n:
+            return Result(None, None, 0, setting.seed, f"{protocol}; nothing was measured")
+        rtl = state["rtl"]
+        if not bool(torch.isfinite(rtl).all()):
+            return Result(None, None, n, setting.seed, f"{protocol}; h is not finite, or returns to where it began")
+        curve = rtl[:, 0]
+        details = {
+            "perfect": float(diagnostics.great_circle_ratio(state["angle"]).mean()),
+            "path": float(state["path"][:, 0].mean()),
+            "segments": {str(s // every): float(rtl[:, i].mean()) for i, every in enumerate((1, 2, 4))},
+            "timesteps": state["timesteps"][0].tolist(),
+            "rtl": curve.mean(0).tolist(),
+            "rtl_stderr": (curve.std(0) / n**0.5).tolist() if n > 1 else None,
+        }
+        return Result.of(Estimate.of(curve.mean(1)), seed=setting.seed, protocol=protocol, details=details)
+
+    def state(self) -> dict[str, Tensor]:
+        if not self.parts:
+            return {}
+        return {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.parts = [state] if state else []

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from georeg import Estimate
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.evaluation.denoising import denoising_loss
+from georeg_diffusion.evaluation.feature_moments import FeatureMoments
 from georeg_diffusion.evaluation.feature_network import FeatureNetwork, features_of
-from georeg_diffusion.evaluation.frechet import frechet_distance
-from georeg_diffusion.evaluation.geometry import MAX_SPECTRUM, geometry
-from georeg_diffusion.evaluation.mrtl import mean_relative_trajectory_length
-from georeg_diffusion.progress import console, track
-from georeg_diffusion.sampling.ddim import ddim_sample
+from georeg_diffusion.evaluation.fid import Fid
+from georeg_diffusion.evaluation.generated import generated_features
+from georeg_diffusion.evaluation.isometry import Isometry
+from georeg_diffusion.evaluation.mcn import Mcn
+from georeg_diffusion.evaluation.mrtl import Mrtl
+from georeg_diffusion.evaluation.once import Once
+from georeg_diffusion.evaluation.reference import Reference
+from georeg_diffusion.evaluation.runner import work_off
+from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.setting import NOISY_HALF, Setting
+from georeg_diffusion.evaluation.spectra import Spectra
+from georeg_diffusion.evaluation.vor import Vor, VorLog
+from georeg_diffusion.progress import console
+
+MAX_SPECTRUM = 768
+"""The largest d whose full Jacobians are decomposed after a training; at 32 × 32 in colour, d = 3071, that would take an
+hour of CPU time. ``evaluate`` goes further."""
 
 # key, what the table calls it, whether lower is better (None: neither)
 ROWS: tuple[tuple[str, str, bool | None], ...] = (
@@ -63,63 +76,73 @@ def score(
     bundle.network.to(device).eval()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     real = images.batch(chosen[: max(num_images, 2048)]).to(device)
-    shape = geometry(bundle, real[:num_images], seed=seed, at=at, title=f"{title}: geometry", num_probes=2, num_spectra=8)
-    path = mean_relative_trajectory_length(
-        bundle, seed=seed, num_steps=num_steps, at=at, device=device, title=f"{title}: mRTL"
-    )
-    at_t = f"x_t of {len(real[:num_images])} training images at t = {', '.join(map(str, shape.timesteps))}, tangent space"
+
+    def setting(count: int) -> Setting:
+        return Setting(
+            bundle=bundle,
+            images=Once(lambda: images),
+            seed=seed,
+            num_samples=count,
+            num_inference_steps=num_steps,
+            batch_size=64,
+            device=device,
+            at=at,
+        )
+
+    def measured(score: Score, label: str) -> Result:
+        return work_off(score, seed, f"{title}: {label}").result
+
+    loss = measured(Isometry(setting(num_images), num_probes=2, fractions=NOISY_HALF), "isometry")
+    path = measured(Mrtl(setting(16)), "mRTL")
     scores = {
-        "denoising": _entry(
-            denoising_loss(bundle, real, seed=seed, title=f"{title}: denoising loss"),
-            "training images, one stratified timestep each",
-        ),
-        "isometry": _entry(shape.isometry, f"pooled per t, mean over t; {at_t}; 2 fixed-norm probes")
-        | {"per_t": dict(zip(map(str, shape.timesteps), [e.value for e in shape.isometry_per_t], strict=True))},
-        "isometry_pooled": _entry(shape.isometry_pooled, f"pooled over samples and t; {at_t}"),
-        "mrtl": _entry(path.mrtl, f"slerp in {path.segments} segments, {num_steps} DDIM steps")
-        | {"perfect": path.perfect, "rtl": dict(zip(map(str, path.timesteps), path.rtl, strict=True))},
+        "denoising": asdict(denoising_loss(bundle, real, seed=seed, title=f"{title}: denoising loss"))
+        | {"protocol": "training images, one stratified timestep each"}
     }
-    spectral = (
-        ("mcn", shape.mcn, f"all {shape.dimension} singular values, un-pooled h; {at_t}"),
-        ("vor", shape.vor, f"Eq. 11, per t, mean over t; {at_t}"),
-        ("vor_log", shape.vor_log, f"sum of variances of log σ, per t, mean over t; {at_t}"),
-        ("effective_rank", shape.effective_rank, f"(Tr R)²/Tr R², at most {shape.dimension}; {at_t}"),
-    )
-    scores |= {key: _entry(estimate, protocol) for key, estimate, protocol in spectral if estimate is not None}
-    if shape.mcn is None:
-        console.print(
-            f"{title}: no condition number, VoR or effective rank: "
-            + (
-                f"they need all {shape.dimension} singular values, and more than {MAX_SPECTRUM} take too long"
-                if shape.dimension > MAX_SPECTRUM
+    if loss.value is not None:
+        details = loss.details
+        pooled = details["pooled_over_t"] | {"n": loss.n, "protocol": f"pooled over samples and t; {loss.protocol}"}
+        per_t = dict(zip(map(str, details["timesteps"]), details["isometry"], strict=True))
+        scores |= {"isometry": _entry(loss) | {"per_t": per_t}, "isometry_pooled": pooled}
+        dimension = int(details["dimension"])
+        if dimension <= MAX_SPECTRUM:
+            scores |= _spectral(Spectra(setting(8)), measured)
+        if "mcn" not in scores:
+            reason = (
+                f"they need all {dimension} singular values, and more than {MAX_SPECTRUM} take too long"
+                if dimension > MAX_SPECTRUM
                 else "a Jacobian of the encoder is singular"
-            ),
-            style="dim",
-        )
+            )
+            console.print(f"{title}: no condition number, VoR or effective rank: {reason}", style="dim")
+    if path.value is not None:
+        details = path.details
+        rtl = dict(zip((str(round(t)) for t in details["timesteps"]), details["rtl"], strict=True))
+        scores["mrtl"] = _entry(path) | {"perfect": details["perfect"], "rtl": rtl}
     if features is not None:
-        generated = generate(bundle, num_generated, seed=seed, num_steps=num_steps, device=device, title=f"{title}: samples")
-        distance = frechet_distance(features_of(features, real), features_of(features, generated))
-        scores["frechet"] = _entry(
-            Estimate(distance, None, num_generated), f"{features.name}; {num_generated} images, {num_steps} DDIM steps"
-        )
+        scores["frechet"] = _entry(measured(_frechet(setting(num_generated), features, real), "samples")) | {"stderr": None}
     return scores
 
 
-def _entry(estimate: Estimate, protocol: str) -> dict[str, Any]:
-    return asdict(estimate) | {"protocol": protocol}
+def _spectral(spectra: Spectra, measured: Callable[[Score, str], Result]) -> dict[str, Any]:
+    """MCN, both VoR and the effective rank; none of them where a Jacobian is singular."""
+    mcn = measured(Mcn(spectra), "spectra")
+    if mcn.value is None:
+        return {}
+    rank = mcn.details["effective_rank"] | {"n": mcn.n, "protocol": f"(Tr R)²/Tr R²; {spectra.where(mcn.n)}"}
+    return {
+        "mcn": _entry(mcn),
+        "vor": _entry(measured(Vor(spectra), "VoR")),
+        "vor_log": _entry(measured(VorLog(spectra), "log-VoR")),
+        "effective_rank": rank,
+    }
 
 
-def generate(
-    bundle: Bundle,
-    count: int,
-    *,
-    seed: int,
-    num_steps: int,
-    device: torch.device | str = "cpu",
-    batch_size: int = 128,
-    title: str = "Samples",
-) -> Tensor:
-    """Generated images ``(count, C, H, W)``; equal seeds start from equal noise."""
-    noise = torch.randn(count, *bundle.sample_shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    chunks = noise.split(batch_size)
-    return torch.cat([ddim_sample(bundle, chunk, num_steps) for chunk in track(chunks, title, len(chunks))])
+def _frechet(setting: Setting, features: FeatureNetwork, real: Tensor) -> Fid:
+    moments = FeatureMoments.of(features_of(features, real).cpu())
+    reference = Reference(f"{len(real):,} training images", moments.mean, moments.covariance, len(real), None)
+    return Fid(generated_features(replace(setting, features=Once(lambda: features))), reference)
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    """As train's ``metrics.json`` has always held it: with a standard error in place of an interval."""
+    error = None if result.ci is None else (result.ci[1] - result.ci[0]) / 3.92
+    return {"value": result.value, "stderr": error, "n": result.n, "protocol": result.protocol}

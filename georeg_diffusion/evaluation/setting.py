@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class Setting:
         at: name of the h-space module; None takes the family's default.
         prompt, negative_prompt, guidance_scale, class_label: conditions, see :func:`georeg_diffusion.denoiser.conditioned`.
         options: what one score alone takes, such as ``{"ppl": "paper"}``, by the score's name.
+        shared: what scores of this model hand to each other in memory.
         cache: folder for what is expensive and shared between scores and sittings; None keeps nothing.
 
     Raises:
@@ -85,6 +87,7 @@ class Setting:
     guidance_scale: float | None = None
     class_label: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -171,23 +174,31 @@ class Setting:
         with torch.no_grad():
             return self.bundle.decode(self.decode(self.noise(seeds), seeds, num_steps))
 
+    def encode_at(self, x: Tensor, step: Tensor, seeds: Sequence[int]) -> Tensor:
+        """h of x ``(B, ...)`` at the network's timestep, un-pooled, under the conditions of these samples.
+
+        Products with the Jacobian may run several copies of the samples at once, one after the other.
+        """
+        denoiser = self.denoiser(seeds)
+        copies = len(x) // max(len(seeds), 1)
+        if denoiser.num_rows > 1 and copies > 1:
+            denoiser = denoiser.rows(list(range(len(seeds))) * copies)
+        conditions = denoiser.conditioning(len(x), like=x)
+        return self._space.encode(x.to(self.dtype), step.to(x.device).expand(len(x)), **conditions)
+
+    @cached_property
+    def _space(self) -> HSpace:
+        return HSpace(self.bundle.network, self.at)
+
     def encoder(self, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        """The map x_t ↦ h at one timestep, un-pooled, under the conditions of these samples."""
-        denoiser, space = self.denoiser(seeds), HSpace(self.bundle.network, self.at)
-        step = network_timesteps(self.bundle.scheduler, torch.tensor([t]))
-        dtype = self.dtype
-
-        def encode(x: Tensor) -> Tensor:
-            rows = len(x) // max(len(seeds), 1)
-            one = denoiser if rows == 1 or denoiser.num_rows == 1 else denoiser.rows(list(range(len(seeds))) * rows)
-            return space.encode(x.to(dtype), step.to(x.device).expand(len(x)), **one.conditioning(len(x), like=x))
-
-        return encode
+        """The map x_t ↦ h at one timestep of the schedule."""
+        step = network_timesteps(self.bundle.scheduler, torch.tensor([t]))[0]
+        return lambda x: self.encode_at(x, step, seeds)
 
     @cached_property
     def _order(self) -> list[int]:
         count = len(self.images())
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()  # type: ignore[no-any-return]
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
 
     def num_real(self, wanted: int) -> int:
         """At most as many real images as there are.

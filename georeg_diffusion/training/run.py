@@ -19,7 +19,7 @@ from georeg_diffusion.data.folder import ImageFolder
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.classifier import train_classifier
-from georeg_diffusion.evaluation.scorecard import score
+from georeg_diffusion.evaluation.scorecard import ROWS, score
 from georeg_diffusion.files import replacing, write_json
 from georeg_diffusion.options import as_plain, flag_of
 from georeg_diffusion.progress import console
@@ -279,7 +279,8 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
 def _print_table(out: Path) -> None:
     record = json.loads((out / "metrics.json").read_text())
     if record["models"]:
-        console.print(comparison(record["models"], f"{out}: scores (λ = {record['lambda_iso']:g}, seed {record['seed']})"))
+        title = f"{out}: scores (λ = {record['lambda_iso']:g}, seed {record['seed']})"
+        console.print(comparison(record["models"], title, ROWS))
         if record["features"]:
             console.print(f"Fréchet distance on {record['features']}; it is no FID.", style="dim")
     console.print("\nLook at:")

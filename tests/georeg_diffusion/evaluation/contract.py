@@ -38,7 +38,7 @@ class ScoreContract:
     def test_the_batch_size_changes_nothing(self, score, setting):
         expected = run(score.of(setting))
         for batch_size in (1, 5, 64):
-            got = run(score.of(replace(setting, batch_size=batch_size)))
+            got = run(score.of(replace(setting, batch_size=batch_size, shared={})))
             assert close(asdict(got), asdict(expected))
 
     def test_what_was_interrupted_goes_on(self, score, setting):
@@ -47,7 +47,7 @@ class ScoreContract:
         first.update(0)
         state = {name: tensor.clone() for name, tensor in first.state().items()}
         assert all(tensor.device.type == "cpu" for tensor in state.values())
-        second = score.of(setting)
+        second = score.of(replace(setting, shared={}))
         second.load_state(state)
         for piece in range(1, second.pieces()):
             second.update(piece)

@@ -1,0 +1,144 @@
+"""``georeg-diffusion evaluate``: its files, its exit codes, and what it says when something is missing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.georeg_diffusion.conftest import cli
+
+QUICK = ["--num-samples", "6", "--num-inference-steps", "2", "--timesteps", "600,800", "--device", "cpu"]
+
+
+@pytest.fixture
+def evaluate(model, tmp_path, capsys):
+    def run(*options, model=model, out="out"):
+        code = cli("evaluate", model, "--output-dir", tmp_path / out, *QUICK, *options)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err + captured.out
+        text = " ".join((captured.out + captured.err).split())
+        file = tmp_path / out / "metrics.json"
+        return code, json.loads(file.read_text()) if file.is_file() else None, text
+
+    return run
+
+
+def test_two_models_side_by_side(evaluate, model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    code, metrics, text = evaluate(
+        "--baseline", other, "--reference", "digits", "--scores", "fid,mrtl,mcn,vor,vor-log,isometry"
+    )
+    assert code == 0, text
+    assert list(metrics["models"]) == ["other", model.name]
+    first, second = metrics["models"].values()
+    for name in ("fid", "mrtl", "mcn", "vor", "vor_log", "isometry"):
+        entry = second[name]
+        assert {"value", "ci", "n", "seed", "protocol"} <= entry.keys()
+        assert entry["value"] == first[name]["value"], "equal models at one seed have equal scores"
+        assert entry["finished"]
+    assert "t = 600, 800" in second["mcn"]["protocol"]
+    assert second["fid"]["n"] == 6
+    assert "rank is at most 5" in second["fid"]["protocol"]
+    assert "Inception" not in second["fid"]["protocol"]
+    assert "other" in text
+    assert (tmp_path / "out" / "run.json").is_file()
+
+
+def test_models_of_one_name_are_base_and_isometric(evaluate, model):
+    _, metrics, _ = evaluate("--baseline", model, "--scores", "mrtl")
+    assert list(metrics["models"]) == ["base", "isometric"]
+
+
+def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(evaluate):
+    code, metrics, text = evaluate("--scores", "mrtl", "--max-minutes", "0")
+    assert code == 0
+    assert metrics["models"]["small"]["mrtl"]["value"] is None
+    assert "stopped after 0 of 6" in metrics["models"]["small"]["mrtl"]["protocol"]
+    assert "goes on from here" in text
+    code, metrics, _ = evaluate("--scores", "mrtl")
+    assert code == 0
+    assert metrics["models"]["small"]["mrtl"]["n"] == 6
+    code, _, text = evaluate("--scores", "mrtl")
+    assert code == 2
+    assert "finished run" in text
+    assert evaluate("--scores", "mrtl", "--overwrite")[0] == 0
+
+
+def test_without_real_images_the_rest_is_measured(evaluate):
+    code, metrics, text = evaluate("--scores", "mrtl,mcn")
+    assert code == 1
+    scores = metrics["models"]["small"]
+    assert scores["mrtl"]["value"] > 1
+    assert scores["mcn"]["value"] is None
+    assert "name real images by --reference" in scores["mcn"]["protocol"]
+    assert "name real images by --reference" in text
+
+
+def test_the_runs_own_images_are_found(evaluate, model, tmp_path):
+    run = tmp_path / "trained"
+    shutil.copytree(model, run / "isometric")
+    (run / "config.yaml").write_text(yaml.safe_dump({"train_data_dir": None, "resolution": 8}))
+    code, metrics, text = evaluate("--scores", "mcn", model=run / "isometric")
+    assert code == 0, text
+    assert "images of digits" in metrics["models"]["isometric"]["mcn"]["protocol"]
+    (run / "config.yaml").write_text(yaml.safe_dump({"train_data_dir": str(tmp_path / "gone")}))
+    code, _, text = evaluate("--scores", "mcn", model=run / "isometric", out="again")
+    assert code == 1
+    assert "not there any more; name real images by --reference" in text
+
+
+def test_a_folder_of_images(evaluate, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (12, 10, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    code, metrics, text = evaluate("--scores", "mcn,isometry", "--reference", tmp_path / "photos")
+    assert code == 0, text
+    assert metrics["models"]["small"]["mcn"]["n"] == 4, "as many as there are"
+    assert "4 images of photos" in metrics["models"]["small"]["mcn"]["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scores", "fidd"], "--scores: got 'fidd', expected some of"),
+        (["--scores", ","], "--scores: got ','"),
+        (["--timesteps", "a"], "--timesteps"),
+        (["--timesteps", "5000"], "--timesteps: got 5000, expected numbers from 0 to 999"),
+        (["--reference", "nowhere", "--scores", "mcn"], "--reference: nowhere does not exist"),
+        (["--num-inference-steps", "5000", "--scores", "mrtl"], "--num-inference-steps: got 5000"),
+        (["--features", "nonsense", "--reference", "digits", "--scores", "fid"], "--features: got 'nonsense'"),
+        (["--protocol", "other"], "--protocol"),
+    ],
+)
+def test_wrong_options(evaluate, options, message):
+    code, metrics, text = evaluate(*options)
+    assert code == 2
+    assert message in text
+    assert metrics is None
+
+
+def test_a_folder_that_is_no_model(evaluate, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, text = evaluate(model=tmp_path / "empty")
+    assert code == 1
+    assert "is not a diffusers model" in text
+
+
+def test_a_reference_of_other_channels(evaluate, tmp_path, model):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "broken.png").write_bytes(b"no image")
+    code, _, text = evaluate("--reference", tmp_path / "one", "--scores", "mcn")
+    assert code == 1
+    assert "--reference: none of the 1 images" in text
+
+
+def test_statistics_of_other_features_are_refused(evaluate, tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
+    code, _, text = evaluate("--scores", "fid", "--reference", tmp_path / "stats.npz", "--features", "digits")
+    assert code == 1
+    assert "statistics of 4 features" in text
