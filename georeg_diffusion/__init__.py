@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from georeg_diffusion.h_space import HSpace
     from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
     from georeg_diffusion.schedule import IsometryGate
+    from georeg_diffusion.training.config import TrainConfig
+    from georeg_diffusion.training.run import run as train
 
 # Imported on first use: the command line must show its help without loading torch.
 _HOMES = {
@@ -18,17 +20,30 @@ _HOMES = {
     "IsometricDiffusionLoss": "objective",
     "IsometryGate": "schedule",
     "ObjectiveOutput": "objective",
+    "TrainConfig": "training.config",
     "load": "bundle",
+    "train": "training.run:run",
 }
 
-__all__ = ["Bundle", "Denoiser", "HSpace", "IsometricDiffusionLoss", "IsometryGate", "ObjectiveOutput", "load"]
+__all__ = [
+    "Bundle",
+    "Denoiser",
+    "HSpace",
+    "IsometricDiffusionLoss",
+    "IsometryGate",
+    "ObjectiveOutput",
+    "TrainConfig",
+    "load",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'georeg_diffusion' has no attribute {name!r}")
     import_module("georeg_diffusion._compat")  # before anyone's `from diffusers import …`
-    return getattr(import_module(f"georeg_diffusion.{_HOMES[name]}"), name)
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"georeg_diffusion.{home}"), attribute or name)
 
 
 def __dir__() -> list[str]:

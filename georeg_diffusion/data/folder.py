@@ -7,27 +7,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from georeg_diffusion.data.images import Images
+from georeg_diffusion.data.metadata import read_captions
+from georeg_diffusion.data.transform import Transform, as_mode, channels_of
 from georeg_diffusion.errors import RunError
 from georeg_diffusion.progress import track
 
 _SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 _READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_LOOKED_AT = 64
 
 
 class ImageFolder(Images):
-    """Every image below a folder, resized on its short side and cropped to a square.
+    """Every image below a folder, resized on its short side and cropped to a square; see :class:`Transform`.
+
+    Captions come from ``metadata.jsonl`` (:func:`georeg_diffusion.data.metadata.read_captions`); where every image lies in
+    a folder of its class, the folders' names in sorted order are the labels.
 
     Args:
         folder: searched through, in sorted order, without following links to folders.
         resolution: height and width.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); None is 1 where the first 64 images are all grey, else 3.
         center_crop: crop the centre; otherwise a random window in training.
         random_flip: flip left to right with probability 1/2 in training.
         strict: refuse an unreadable image instead of leaving it out.
+        caption_column: key of the captions in ``metadata.jsonl``.
 
     Attributes:
         skipped: the files that were left out, with the reason.
@@ -41,10 +48,11 @@ class ImageFolder(Images):
         folder: Path,
         resolution: int,
         *,
-        channels: int = 3,
+        channels: int | None = 3,
         center_crop: bool = False,
         random_flip: bool = True,
         strict: bool = False,
+        caption_column: str | None = None,
     ) -> None:
         if not folder.is_dir():
             raise RunError(f"--train-data-dir: {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
@@ -56,8 +64,7 @@ class ImageFolder(Images):
         )
         if not found:
             raise RunError(f"--train-data-dir: {folder} holds no image (.png, .jpg, .webp, …)")
-        self.name, self.resolution, self.channels = folder.resolve().name, resolution, channels
-        self.center_crop, self.random_flip = center_crop, random_flip
+        self.name, self.resolution = folder.resolve().name, resolution
         self.files: list[Path] = []
         self.skipped: list[tuple[Path, str]] = []
         for file in track(found, "Reading images", len(found)):
@@ -74,6 +81,10 @@ class ImageFolder(Images):
                 f"--train-data-dir: none of the {len(found)} images in {folder} can be read; the first, "
                 f"{printable(file)}: {reason}"
             )
+        self.channels = channels or channels_of(_mode(file) for file in self.files[:_LOOKED_AT])
+        self.transform = Transform(resolution, self.channels, center_crop, random_flip)
+        self.captions = read_captions(folder, self.files, caption_column)
+        self.labels = _labels(folder, self.files)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,18 +92,9 @@ class ImageFolder(Images):
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         file = self.files[index]
         try:
-            picture = read_picture(file, self.channels)
+            return self.transform(read_picture(file, self.channels), rng)
         except UnreadableImage as error:
             raise RunError(f"cannot read {printable(file)} any more: {error}") from error
-        scale = self.resolution / min(picture.size)
-        size = (max(round(picture.width * scale), self.resolution), max(round(picture.height * scale), self.resolution))
-        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-        spare = np.array(size) - self.resolution
-        corner = spare // 2 if rng is None or self.center_crop else rng.integers(spare + 1)
-        left, top = (int(c) for c in corner)
-        picture = picture.crop((left, top, left + self.resolution, top + self.resolution))
-        pixels = to_pixels(picture)
-        return pixels.flip(-1) if self.random_flip and rng is not None and rng.random() < 0.5 else pixels
 
 
 class UnreadableImage(Exception):  # noqa: N818 (what it is, said by the reason it carries)
@@ -107,25 +109,23 @@ def read_picture(file: Path, channels: int) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
-            return _eight_bit(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
+            return as_mode(opened, channels)
     except _READ_ERRORS as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def to_pixels(picture: Image.Image) -> Tensor:
-    """``(C, H, W)`` in [−1, 1] of a grey or RGB picture."""
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1)
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+def _mode(file: Path) -> str:
+    with Image.open(file) as opened:
+        return opened.mode
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey would be clipped to white by Pillow's own conversion; transparency is laid on white."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return picture
+def _labels(folder: Path, files: list[Path]) -> Tensor | None:
+    """Number of each image's first folder below ``folder``; None where some image is in none, or all are in one."""
+    parts = [file.relative_to(folder).parts for file in files]
+    if any(len(part) < 2 for part in parts):
+        return None
+    names = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
+    return torch.tensor([names[part[0]] for part in parts]) if len(names) > 1 else None
 
 
 def _unreadable(file: Path) -> str | None:

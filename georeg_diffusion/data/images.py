@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ class Images(ABC):
         name: what to call it in tables.
         channels, resolution: C, and H = W.
         labels: class of each image ``(N,)``, or None.
+        captions: of each image, a text or a tuple of them of which each draw takes one; or None.
     """
 
     name: str
     channels: int
     resolution: int
     labels: Tensor | None = None
+    captions: Sequence[str | tuple[str, ...]] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

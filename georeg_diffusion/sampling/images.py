@@ -9,7 +9,8 @@ from torch import Tensor
 
 from georeg_diffusion.backbones import unwrapped
 from georeg_diffusion.bundle import Bundle
-from georeg_diffusion.data.folder import UnreadableImage, printable, read_picture, to_pixels
+from georeg_diffusion.data.folder import UnreadableImage, printable, read_picture
+from georeg_diffusion.data.transform import to_pixels
 from georeg_diffusion.errors import RunError
 
 

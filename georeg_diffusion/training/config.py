@@ -23,20 +23,39 @@ class TrainConfig:
     """
 
     train_data_dir: Path | None = option(
-        None, "Folder of images, searched through. Default: scikit-learn's digits.", panel=_DATA
+        None,
+        "Folder of images, searched through; captions from metadata.jsonl. Default: scikit-learn's digits.",
+        panel=_DATA,
     )
+    dataset_name: str | None = option(
+        None,
+        "Data set of Hugging Face's datasets: an id on the hub or a local folder; --train-data-dir goes first.",
+        panel=_DATA,
+    )
+    dataset_config_name: str | None = option(None, "Configuration of a data set that has several.", panel=_DATA)
+    dataset_split: str = option("train", "Its split, such as train[:1000].", panel=_DATA)
+    image_column: str | None = option(None, "Column of the images. Default: the first that holds images.", panel=_DATA)
+    caption_column: str | None = option(
+        None, "Column or metadata key of the captions. Default: text, caption or prompt.", panel=_DATA
+    )
+    max_train_samples: int | None = option(None, "Use only the first so many images.", panel=_DATA, minimum=1)
     resolution: int | None = option(
         None,
-        "Height and width of the training images. Default: the model's, or 16 for digits and 32 for a folder.",
+        "Height and width of the training images. Default: the model's, or 16 for digits and 32 for others.",
         panel=_DATA,
         minimum=2,
     )
     center_crop: bool = option(False, "Crop the centre instead of a random window.", panel=_DATA)
     random_flip: bool | None = option(
-        None, "Flip each image left to right with probability 1/2. Default: on for a folder, off for digits.", panel=_DATA
+        None, "Flip each image left to right with probability 1/2. Default: on, off for digits.", panel=_DATA
     )
     strict: bool = option(False, "Refuse a folder with an unreadable image instead of skipping it.", panel=_DATA)
-    dataloader_num_workers: int = option(0, "Processes that load images.", panel=_DATA, minimum=0)
+    dataloader_num_workers: int | None = option(
+        None,
+        "Processes that load images. Default: up to 4 for each GPU where images come from files, otherwise 0.",
+        panel=_DATA,
+        minimum=0,
+    )
 
     pretrained_model_name_or_path: str | None = option(
         None, "Model to continue: a diffusers folder or hub id. Default: train one first, or start afresh.", panel=_MODEL

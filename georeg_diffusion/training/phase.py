@@ -26,6 +26,7 @@ from georeg_diffusion.progress import console, progress
 from georeg_diffusion.schedule import IsometryGate
 from georeg_diffusion.training import checkpoint
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.data import num_workers
 
 _MAX_BAD_STEPS = 10
 _WEAK = 1e-3
@@ -137,13 +138,15 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
 
     draws_per_step = config.train_batch_size * accumulate * processes
     order = TrainingOrder(len(images), config.seed, first=start * draws_per_step, stop=phase.steps * draws_per_step)
+    workers = num_workers(config, images, accelerator.device)
     loader = accelerator.prepare_data_loader(
         torch.utils.data.DataLoader(
             Draws(images, config.seed),
             sampler=order,
             batch_size=config.train_batch_size,
-            num_workers=config.dataloader_num_workers,
-            persistent_workers=config.dataloader_num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=accelerator.device.type == "cuda",
             drop_last=True,
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.backbones import backbone_of
 from georeg_diffusion.bundle import Bundle, load
 from georeg_diffusion.data.digits import Digits
-from georeg_diffusion.data.folder import ImageFolder
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.classifier import train_classifier
@@ -26,6 +26,7 @@ from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
 from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.data import open_images
 from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
 
 _DIGITS_PRETRAINING, _DIGITS_STEPS = 800, 300
@@ -44,13 +45,21 @@ _FREE = {
 }
 
 
-def run(config: TrainConfig) -> None:
+def run(config: TrainConfig, images: Any = None) -> None:
     """Train what the configuration describes, or go on where it was interrupted, then score and draw it.
+
+    Args:
+        config: as the command line's options make it.
+        images: a torch ``Dataset`` or :class:`georeg_diffusion.data.images.Images` to train on, in place of what the
+            configuration names; see :class:`georeg_diffusion.data.dataset.DatasetImages`.
 
     Raises:
         UsageError: options that contradict each other, or an output folder of another run.
         RunError: data or models that cannot be used.
     """
+    if images is not None:  # recorded by name, so that nobody takes them for the digits
+        name = getattr(images, "name", type(images).__name__)
+        config = replace(config, train_data_dir=Path(f"{name} (given in Python)"))
     out = config.output_dir
     is_comparison = _is_comparison(config)
     _claim(out, config)
@@ -60,11 +69,11 @@ def run(config: TrainConfig) -> None:
     make_estimator(config)  # a name that is not known is refused before anything is written
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
-    images = _images(config)
+    images = _images(config, images)
     if accelerator.is_main_process:
         with replacing(out / "config.yaml") as scratch:
             scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
-    phases = _phases(config, is_comparison, len(images), accelerator.num_processes)
+    phases = _phases(config, is_comparison, images, accelerator.num_processes)
     if accelerator.is_main_process:
         lengths = " + ".join(str(phase.steps) for phase in phases)
         console.print(
@@ -85,7 +94,7 @@ def run(config: TrainConfig) -> None:
 def _is_comparison(config: TrainConfig) -> bool:
     if config.with_baseline is not None:
         return config.with_baseline
-    return config.train_data_dir is None and config.pretrained_model_name_or_path is None
+    return config.train_data_dir is None and config.dataset_name is None and config.pretrained_model_name_or_path is None
 
 
 def _is_finished(out: Path, config: TrainConfig) -> bool:
@@ -148,42 +157,26 @@ def _accelerator(config: TrainConfig) -> Any:
     return accelerator
 
 
-def _images(config: TrainConfig) -> Images:
-    model_size = None
-    channels = 3
+def _images(config: TrainConfig, given: Any) -> Images:
+    """The training images, of the size and the channels that the model takes."""
+    channels = resolution = None
     if config.pretrained_model_name_or_path is not None:
-        pretrained = load(config.pretrained_model_name_or_path)
-        channels, model_size, _ = pretrained.sample_shape
-    if config.train_data_dir is None:
-        images: Images = Digits(config.resolution or model_size or 16, random_flip=bool(config.random_flip))
-    else:
-        folder = ImageFolder(
-            config.train_data_dir,
-            config.resolution or model_size or 32,
-            channels=channels,
-            center_crop=config.center_crop,
-            random_flip=config.random_flip is not False,
-            strict=config.strict,
-        )
-        for file, reason in folder.skipped[:10]:
-            console.print(f"skipped {file}: {reason}", style="yellow", markup=False)
-        if folder.skipped:
-            console.print(f"{len(folder.skipped)} unreadable images skipped, {len(folder)} used", style="yellow")
-        images = folder
-    if channels != images.channels and config.pretrained_model_name_or_path is not None:
-        raise RunError(
-            f"--pretrained-model-name-or-path: the model has {channels} channels, the images of {images.name} have "
-            f"{images.channels}"
-        )
+        channels, resolution, _ = load(config.pretrained_model_name_or_path).sample_shape
+    elif config.model_config_name_or_path is not None:
+        channels = int(_new_unet(config.model_config_name_or_path).config.in_channels)
+    images = open_images(config, given, channels=channels, resolution=resolution)
+    if channels is not None and channels != images.channels:
+        flag = "--pretrained-model-name-or-path" if config.pretrained_model_name_or_path else "--model-config-name-or-path"
+        raise RunError(f"{flag}: the model has {channels} channels, the images of {images.name} have {images.channels}")
     return images
 
 
-def _phases(config: TrainConfig, is_comparison: bool, num_images: int, processes: int) -> list[Phase]:
-    per_epoch = max(num_images // (config.train_batch_size * config.gradient_accumulation_steps * processes), 1)
+def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes: int) -> list[Phase]:
+    per_epoch = max(len(images) // (config.train_batch_size * config.gradient_accumulation_steps * processes), 1)
     rate, limit = config.learning_rate, config.max_train_steps
     if not is_comparison:
         return [Phase("isometric", "Training", limit or config.num_epochs * per_epoch, rate, config.lambda_iso)]
-    is_digits = config.train_data_dir is None
+    is_digits = isinstance(images, Digits)
     steps = limit or (_DIGITS_STEPS if is_digits else config.num_epochs * per_epoch)
     first = limit or (_DIGITS_PRETRAINING if is_digits else config.num_epochs * per_epoch)
     phases = [
@@ -221,19 +214,7 @@ def _new_model(config: TrainConfig, images: Images) -> Bundle:
         prediction_type=config.prediction_type,
     )
     if config.model_config_name_or_path is not None:
-        file = config.model_config_name_or_path
-        file = file / "config.json" if file.is_dir() else file
-        try:
-            settings = json.loads(file.read_text())
-            network = diffusers.UNet2DModel.from_config(settings)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"--model-config-name-or-path: cannot build a UNet2DModel from {file}: {error}") from error
-        if network.config.in_channels != images.channels:
-            raise UsageError(
-                f"--model-config-name-or-path: the network has {network.config.in_channels} channels, the images have "
-                f"{images.channels}"
-            )
-        return Bundle(network, schedule)
+        return Bundle(_new_unet(config.model_config_name_or_path), schedule)
     # Small, since it is what a laptop trains in minutes; a larger one comes by --model-config-name-or-path.
     network = diffusers.UNet2DModel(
         sample_size=images.resolution,
@@ -249,6 +230,15 @@ def _new_model(config: TrainConfig, images: Images) -> Bundle:
     return Bundle(network, schedule)
 
 
+def _new_unet(file: Path) -> Any:
+    """An untrained network from its config.json."""
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        return diffusers.UNet2DModel.from_config(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--model-config-name-or-path: cannot build a UNet2DModel from {file}: {error}") from error
+
+
 def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_comparison: bool) -> None:
     """Score the models, write the pictures, and metrics.json last: it marks the run as finished."""
     names = ["base", "isometric"] if is_comparison else ["isometric"]
@@ -259,10 +249,12 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
         models = {name: load(out / name) for name in names}
         for bundle in models.values():
             bundle.network.to(device).eval()
-        if images.labels is not None:
+        if isinstance(images, Digits):
             classifier = train_classifier(images, seed=config.seed, device=device)
         else:
-            console.print(f"no Fréchet distance: {images.name} has no labels to train a feature network on", style="dim")
+            console.print(
+                f"no Fréchet distance: {images.name} has no feature network; `evaluate` measures an FID", style="dim"
+            )
         for name, bundle in models.items():
             scores[name] = score(
                 bundle, images, seed=config.seed, title=name, features=classifier, at=config.h_module, device=device
