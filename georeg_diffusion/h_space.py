@@ -1,9 +1,9 @@
-"""The h-space of a denoising network, by hooks: early exit, and capture from a forward pass of your own."""
+"""The h-space of a denoising network, by hooks: early exit, capture from a forward pass of your own, injection."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -102,7 +102,7 @@ class HSpace:
         at: dotted name of the submodule whose output is h; None takes the family's default, the middle
             block of a U-Net.
 
-    Hooks live only inside ``encode`` and ``capture`` and are removed after an exception too.
+    Hooks live only inside ``encode``, ``capture`` and ``inject`` and are removed after an exception too.
 
     Raises:
         TypeError: a network of no known family, without ``at``.
@@ -190,6 +190,35 @@ class HSpace:
             ):
                 hooks.callback(handle.remove)
             yield captured
+
+    @contextmanager
+    def inject(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Put edit(h) in the place of h in every forward pass inside the block; what lies behind it sees nothing else.
+
+        An edit that returns h itself only looks on. What torch.compile has compiled runs as it was written until the
+        block ends.
+
+        Raises:
+            ValueError: from the forward pass, where the edit returns anything but a tensor of h's shape.
+        """
+
+        def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
+            h = self._feature(output)
+            edited = edit(h)
+            if edited is h:
+                return None
+            if not isinstance(edited, Tensor) or edited.shape != h.shape:
+                got = f"shape {tuple(edited.shape)}" if isinstance(edited, Tensor) else type(edited).__name__
+                raise ValueError(f"edit: returned {got}, expected a tensor of h's shape {tuple(h.shape)}")
+            edited = edited.to(h)
+            return tuple(edited if part is h else part for part in output) if isinstance(output, tuple) else edited
+
+        handle = self.module.register_forward_hook(replace)
+        try:
+            with _as_written(self.network):
+                yield
+        finally:
+            handle.remove()
 
     def _feature(self, output: Any) -> Tensor:
         feature = family_of(self.network).feature(self.module, output)
