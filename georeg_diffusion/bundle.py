@@ -15,7 +15,7 @@ from georeg_diffusion.backbones import family_of, unwrapped
 from georeg_diffusion.codec import decode, encode
 from georeg_diffusion.conditioning import Conditioning, class_conditioning, null_conditioning, text_conditioning
 from georeg_diffusion.errors import RunError, UsageError
-from georeg_diffusion.pipelines import read_network, read_pipeline, write
+from georeg_diffusion.pipelines import LORA, read_lora, read_network, read_pipeline, write, write_lora
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Bundle:
         pipeline_class: the diffusers pipeline that it saves as; None takes what fits: DDPMPipeline, LDMPipeline with a
             codec, DiTPipeline, or the bare network with its scheduler.
         components: what else that pipeline's constructor takes, such as text encoders and tokenizers.
+        lora_of: the model whose low-rank adapters alone are trained, by its path; ``save`` then writes those alone.
 
     Example:
         >>> from georeg_diffusion import Bundle
@@ -47,6 +48,7 @@ class Bundle:
     conditioner: Any = None
     pipeline_class: str | None = None
     components: Mapping[str, Any] = field(default_factory=dict)
+    lora_of: str | None = None
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -104,15 +106,22 @@ class Bundle:
     def save(self, folder: str | Path) -> None:
         """Write it as a diffusers pipeline (safetensors), whole or not at all: beside the target, then renamed.
 
+        With ``lora_of`` as adapters in diffusers' LoRA format, which ``load_lora_weights`` of that model's pipeline takes.
+
         Raises:
             RunError: a codec that ``pipeline_class`` has no place for.
         """
         network = unwrapped(self.network)
+        if self.lora_of is not None:
+            write_lora(Path(folder), network, self.pipeline_class, self.lora_of)
+            return
         write(Path(folder), network, self.scheduler, self.codec, self.pipeline_class, self.components)
 
 
 def load(path: str | Path) -> Bundle:
     """Load a model: a diffusers pipeline folder, a bare network folder, or a hub id. Weights as safetensors only.
+
+    A folder of LoRA weights that ``save`` wrote is loaded with the model they belong to, and merged into it.
 
     Pipelines: DDPM, DDIM, LDM, DiT, Stable Diffusion and Stable Diffusion 3, also their image-to-image variants. No code
     that comes with a model is run.
@@ -142,6 +151,8 @@ def load(path: str | Path) -> Bundle:
             return Bundle(**read_pipeline(str(folder)))
         if (folder / "config.json").is_file():
             return Bundle(**read_network(folder))
+        if (folder / LORA).is_file():
+            return Bundle(**read_lora(folder))
         raise RunError(
             f"{folder} is not a diffusers model: expected model_index.json (a pipeline) or config.json (a network) in it"
         )

@@ -172,6 +172,7 @@ class IsometricDiffusionLoss(nn.Module):
         generator: Generator = None,
         *,
         isometry_scale: float = 1.0,
+        isometry_rows: Tensor | None = None,
         **conditioning: Any,
     ) -> ObjectiveOutput:
         """One training step's losses.
@@ -185,10 +186,12 @@ class IsometricDiffusionLoss(nn.Module):
                 how a batch is split.
             isometry_scale: factor of the isometry term; 0 leaves it out and costs nothing, which with weight k on
                 every k-th step gives lazy regularisation.
+            isometry_rows: booleans ``(B,)``, best on the CPU: samples that may enter the isometry term, such as those
+                whose condition was not dropped; default all.
             **conditioning: passed to the network; tensors with B rows are split along with the batch.
 
         Raises:
-            ValueError: timesteps of the wrong shape or range.
+            ValueError: timesteps or ``isometry_rows`` of the wrong shape, type or range.
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
@@ -196,6 +199,7 @@ class IsometricDiffusionLoss(nn.Module):
                     *map(out_of_inference_mode, (x0, timesteps, noise)),
                     generator,
                     isometry_scale=isometry_scale,
+                    isometry_rows=isometry_rows,
                     **out_of_inference_mode(conditioning),
                 )
         steps = self._checked_timesteps(timesteps, len(x0), generator)
@@ -207,6 +211,13 @@ class IsometricDiffusionLoss(nn.Module):
         # The batch is split before the first convolution: only samples past the gate pay for their Jacobian.
         is_active = isometry_scale != 0 and self.gate.weight != 0
         is_open = self.gate.open(steps, self.num_train_timesteps) & is_active
+        if isometry_rows is not None:
+            if isometry_rows.shape != (len(x0),) or isometry_rows.dtype != torch.bool:
+                raise ValueError(
+                    f"isometry_rows: got shape {tuple(isometry_rows.shape)} of {isometry_rows.dtype}, expected {len(x0)} "
+                    "booleans"
+                )
+            is_open = is_open & isometry_rows.cpu()
         gated, rest = is_open.nonzero().flatten(), (~is_open).nonzero().flatten()
         squared_error = x0.new_zeros((), dtype=torch.promote_types(x0.dtype, torch.float32))
         prediction, result = x0, None

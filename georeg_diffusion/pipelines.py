@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,16 @@ _NETWORK, _CODEC = ("unet", "transformer"), ("vae", "vqvae")
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 
 
-def read_pipeline(path: str) -> dict[str, Any]:
+LORA = "pytorch_lora_weights.safetensors"
+_BASE = "lora.json"
+
+
+def read_pipeline(path: str, lora: Path | None = None) -> dict[str, Any]:
     """The parts of a pipeline folder or hub id, as :class:`Bundle` takes them.
+
+    Args:
+        path: of the pipeline.
+        lora: folder of LoRA weights to merge into it.
 
     Raises:
         RunError: naming what is missing or not supported.
@@ -49,9 +58,14 @@ def read_pipeline(path: str) -> dict[str, Any]:
         if Path(path).is_dir() and not (Path(path) / part).is_dir():
             raise RunError(f"cannot load {path}: its folder {part} is missing, which model_index.json names")
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(path, use_safetensors=True)
+        pipeline_class = getattr(diffusers, name)
+        if "transformers" in sys.modules:  # its bars, one for each text encoder that is read
+            sys.modules["transformers"].utils.logging.disable_progress_bar()
+        pipeline = pipeline_class.from_pretrained(path, use_safetensors=True)
     except Exception as error:  # a broken folder can raise anything
         raise _cannot_load(path, error) from error
+    if lora is not None:
+        _merge(pipeline, lora)
     taken = [p for p in inspect.signature(type(pipeline).__init__).parameters if p not in ("self", "args", "kwargs")]
     parts = {part: pipeline.components.get(part, index.get(part)) for part in taken}
     network_name, codec_name = _slot(taken, _NETWORK), _slot(taken, _CODEC)
@@ -73,6 +87,58 @@ def read_pipeline(path: str) -> dict[str, Any]:
         "pipeline_class": name,
         "components": parts,
     }
+
+
+def read_lora(folder: Path) -> dict[str, Any]:
+    """The parts of a model with the LoRA weights of a folder merged into it; ``lora.json`` there names the model.
+
+    Raises:
+        RunError: no such record, or the model is not there.
+    """
+    try:
+        base = str(json.loads((folder / _BASE).read_text())["base_model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"cannot load {folder}: it holds LoRA weights, but no {_BASE} that names their model; load that model's "
+            "pipeline in diffusers and call load_lora_weights"
+        ) from error
+    try:
+        return read_pipeline(base, folder)
+    except RunError as error:
+        raise RunError(f"cannot load {folder}, the LoRA weights of {base}: {error}") from error
+
+
+def write_lora(folder: Path, network: Any, name: str | None, base: str) -> None:
+    """Write a network's adapters in diffusers' LoRA format, with the model they belong to; whole or not at all.
+
+    Raises:
+        RunError: a pipeline that has no LoRA format.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline_class: Any = getattr(diffusers, name or "", None)
+    if not hasattr(pipeline_class, "save_lora_weights"):
+        raise RunError(f"cannot save LoRA weights: diffusers has no format of them for {name or type(network).__name__}")
+    layers = diffusers.utils.convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    (settings,) = network.peft_config.values()
+    part = "unet" if "unet" in inspect.signature(pipeline_class.__init__).parameters else "transformer"
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
+    with replacing(folder) as scratch:
+        pipeline_class.save_lora_weights(
+            scratch, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
+        )
+        (scratch / _BASE).write_text(json.dumps({"base_model": base, "rank": settings.r, "alpha": settings.lora_alpha}))
+
+
+def _merge(pipeline: Any, folder: Path) -> None:
+    """Add LoRA weights to those of the network, once and for all."""
+    try:
+        pipeline.load_lora_weights(str(folder), weight_name=LORA)
+        pipeline.fuse_lora(components=[part for part in _NETWORK if getattr(pipeline, part, None) is not None])
+        pipeline.unload_lora_weights()
+    except Exception as error:  # a damaged file, weights of another network, peft missing
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"its adapters cannot be merged: {reason} (LoRA needs pip install 'georeg[lora]')") from error
 
 
 def read_network(folder: Path) -> dict[str, Any]:

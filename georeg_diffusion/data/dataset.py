@@ -83,6 +83,7 @@ class DatasetImages(Images):
         self.channels = channels or (channels_of([picture.mode]) if isinstance(picture, Image.Image) else len(picture))
         if self.channels not in (1, 3):
             raise RunError(f"item 0 of {self.name} has {self.channels} channels, expected 1 or 3; see channels=")
+        self.random_flip = random_flip
         self.transform = Transform(resolution, self.channels, center_crop, random_flip)
         self.labels = torch.as_tensor(labels) if labels is not None else self._labels(first)
         key = next((k for k in COLUMNS if isinstance(first, Mapping) and k in first), None)

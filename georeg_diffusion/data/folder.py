@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -82,12 +83,20 @@ class ImageFolder(Images):
                 f"{printable(file)}: {reason}"
             )
         self.channels = channels or channels_of(_mode(file) for file in self.files[:_LOOKED_AT])
+        self.random_flip = random_flip
         self.transform = Transform(resolution, self.channels, center_crop, random_flip)
         self.captions = read_captions(folder, self.files, caption_column)
         self.labels = _labels(folder, self.files)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:  # names, sizes and dates: reading millions of files would take hours
+            status = file.stat()
+            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         file = self.files[index]

@@ -66,10 +66,15 @@ class HubImages(Images):
         if channels is None:
             channels = channels_of(self._picture(i).mode for i in range(min(_LOOKED_AT, len(dataset))))
         self.channels = channels
+        self.random_flip = random_flip
         self.transform = Transform(resolution, channels, center_crop, random_flip)
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        known = getattr(self.dataset, "_fingerprint", None)
+        return f"{known} {self.column} {len(self)}" if known else super().fingerprint()
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         return self.transform(self._picture(index), rng)

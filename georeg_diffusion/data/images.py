@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+
+from georeg_diffusion.data.conditions import Conditions
 
 
 class Images(ABC):
@@ -20,6 +23,7 @@ class Images(ABC):
         channels, resolution: C, and H = W.
         labels: class of each image ``(N,)``, or None.
         captions: of each image, a text or a tuple of them of which each draw takes one; or None.
+        random_flip: whether training flips images left to right.
     """
 
     name: str
@@ -27,6 +31,7 @@ class Images(ABC):
     resolution: int
     labels: Tensor | None = None
     captions: Sequence[str | tuple[str, ...]] | None = None
+    random_flip: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -39,16 +44,27 @@ class Images(ABC):
         """Images ``(B, C, H, W)`` without augmentation."""
         return torch.stack([self.image(int(i)) for i in indices])
 
+    def fingerprint(self) -> str:
+        """A hash of what the images are before they are resized and cropped; by default of all un-augmented pixels."""
+        digest = hashlib.sha256(f"{self.name} {len(self)}".encode())
+        for index in range(len(self)):
+            digest.update(self.image(index).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
 
 class Draws(Dataset[dict[str, Any]]):
-    """Images by (draw, index): the augmentation follows from the seed and the draw's number in the run alone."""
+    """Images by (draw, index), with what conditions them; all chance follows from the seed and the draw's number alone."""
 
-    def __init__(self, images: Images, seed: int) -> None:
-        self.images, self.seed = images, seed
+    def __init__(self, images: Images, seed: int, conditions: Conditions | None = None) -> None:
+        self.images, self.seed, self.conditions = images, seed, conditions
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw, index = key
-        return {"image": self.images.image(index, np.random.default_rng((self.seed, draw, 1))), "draw": draw}
+        entry = {"image": self.images.image(index, np.random.default_rng((self.seed, draw, 1))), "draw": draw}
+        if self.conditions is not None:
+            conditioning, is_given = self.conditions.draw(index, np.random.default_rng((self.seed, draw, 3)))
+            entry |= {"conditioning": conditioning, "is_conditional": is_given}
+        return entry
 
 
 class TrainingOrder(Sampler[tuple[int, int]]):

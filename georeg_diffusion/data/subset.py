@@ -27,11 +27,13 @@ class FirstImages(Images):
         self.name, self.channels, self.resolution = images.name, images.channels, images.resolution
         self.labels = None if images.labels is None else images.labels[: self.count]
         self.captions = None if images.captions is None else images.captions[: self.count]
-        if hasattr(images, "files"):
-            self.files = images.files[: self.count]
+        self.random_flip = images.random_flip
 
     def __len__(self) -> int:
         return self.count
+
+    def fingerprint(self) -> str:
+        return f"{self.images.fingerprint()} {self.count}"
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         if not 0 <= index < self.count:

@@ -88,11 +88,7 @@ def reference_of(
 def _fingerprint(images: Images, network: FeatureNetwork) -> str:
     digest = hashlib.sha256(network.key.encode())
     digest.update(f"{images.name} {len(images)} {images.channels} {images.resolution}".encode())
-    for file in getattr(images, "files", ()):
-        status = Path(file).stat()
-        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    if not hasattr(images, "files"):
-        digest.update(images.batch(range(len(images))).numpy().tobytes())  # a set in memory, such as the digits
+    digest.update(images.fingerprint().encode())
     return digest.hexdigest()[:32]
 
 

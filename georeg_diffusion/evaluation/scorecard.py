@@ -32,6 +32,8 @@ MAX_SPECTRUM = 768
 """The largest d whose full Jacobians are decomposed after a training; at 32 × 32 in colour, d = 3071, that would take an
 hour of CPU time. ``evaluate`` goes further."""
 
+_REAL_BYTES = 2**28
+
 # key, what the table calls it, whether lower is better (None: neither)
 ROWS: tuple[tuple[str, str, bool | None], ...] = (
     ("denoising", "denoising loss", True),
@@ -57,6 +59,7 @@ def score(
     num_generated: int = 512,
     num_steps: int = 20,
     at: str | None = None,
+    prompt: str | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Score one model: values with standard errors, counts and protocol, ready for metrics.json.
@@ -71,11 +74,15 @@ def score(
         num_generated: generated images of the Fréchet distance.
         num_steps: DDIM steps.
         at: name of the h-space module.
+        prompt: for a model on text.
         device: where to compute.
     """
-    bundle.network.to(device).eval()
+    bundle.to(device).network.eval()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    real = images.batch(chosen[: max(num_images, 2048)]).to(device)
+    # At most 256 MiB of pixels beyond the images that the geometry needs.
+    most = _REAL_BYTES // (4 * images.channels * images.resolution**2)
+    real = images.batch(chosen[: max(num_images, min(2048, most))]).to(device)
+    batch_size = 64 if bundle.codec is None else 16
 
     def setting(count: int) -> Setting:
         return Setting(
@@ -84,9 +91,11 @@ def score(
             seed=seed,
             num_samples=count,
             num_inference_steps=num_steps,
-            batch_size=64,
+            batch_size=batch_size,
             device=device,
             at=at,
+            prompt=prompt,
+            guidance_scale=1.0 if prompt is not None else None,
         )
 
     def measured(score: Score, label: str) -> Result:
@@ -95,7 +104,11 @@ def score(
     loss = measured(Isometry(setting(num_images), num_probes=2, fractions=NOISY_HALF), "isometry")
     path = measured(Mrtl(setting(16)), "mRTL")
     scores = {
-        "denoising": asdict(denoising_loss(bundle, real, seed=seed, title=f"{title}: denoising loss"))
+        "denoising": asdict(
+            denoising_loss(
+                bundle, real, seed=seed, prompt=prompt, batch_size=2 * batch_size, title=f"{title}: denoising loss"
+            )
+        )
         | {"protocol": "training images, one stratified timestep each"}
     }
     if loss.value is not None:

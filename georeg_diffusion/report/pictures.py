@@ -11,6 +11,7 @@ from torch import Tensor
 
 import georeg
 from georeg_diffusion.bundle import Bundle
+from georeg_diffusion.denoiser import conditioned
 from georeg_diffusion.files import replacing
 from georeg_diffusion.sampling.ddim import ddim_sample
 
@@ -41,13 +42,31 @@ def tiled(pixels: Tensor, columns: int, *, gap: int = 1) -> np.ndarray:
     return sheet.numpy()
 
 
-def samples(models: dict[str, Bundle], target: Path, *, seed: int, num_steps: int, device: Any, rows: int = 4) -> None:
+@torch.no_grad()
+def _sampled(bundle: Bundle, noise: Tensor, seeds: list[int], num_steps: int, device: Any, prompt: str | None) -> Tensor:
+    """Images of noise, on the host; a few at a time where an autoencoder makes them large."""
+    denoiser = conditioned(bundle, prompt=prompt, seeds=seeds)
+    size = len(noise) if bundle.codec is None else 8
+    chunks = torch.arange(len(noise)).split(size)
+    return torch.cat([ddim_sample(denoiser.rows(rows), noise[rows].to(device), num_steps).cpu() for rows in chunks])
+
+
+def samples(
+    models: dict[str, Bundle],
+    target: Path,
+    *,
+    seed: int,
+    num_steps: int,
+    device: Any,
+    prompt: str | None = None,
+    rows: int = 4,
+) -> None:
     """Samples of each model from the same noise, one model above the other."""
     columns = 16
     panels = {}
     for name, bundle in models.items():
         noise = torch.randn(rows * columns, *bundle.sample_shape, generator=torch.Generator().manual_seed(seed + 1))
-        panels[name] = tiled(ddim_sample(bundle, noise.to(device), num_steps), columns)
+        panels[name] = tiled(_sampled(bundle, noise, list(range(len(noise))), num_steps, device, prompt), columns)
     figure = _figure(figsize=(8, 2.3 * len(panels) + 0.3))
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (name, sheet) in zip(axes, panels.items(), strict=True):
@@ -59,7 +78,15 @@ def samples(models: dict[str, Bundle], target: Path, *, seed: int, num_steps: in
 
 
 def interpolation(
-    models: dict[str, Bundle], target: Path, *, seed: int, num_steps: int, device: Any, pairs: int = 4, frames: int = 13
+    models: dict[str, Bundle],
+    target: Path,
+    *,
+    seed: int,
+    num_steps: int,
+    device: Any,
+    prompt: str | None = None,
+    pairs: int = 4,
+    frames: int = 13,
 ) -> None:
     """Slerp rows, one model above the other between the same noise, and how far adjacent frames are apart."""
     fractions = torch.linspace(0, 1, frames)
@@ -67,7 +94,9 @@ def interpolation(
     for name, bundle in models.items():
         ends = torch.randn(2, pairs, *bundle.sample_shape, generator=torch.Generator().manual_seed(seed + 2))
         path = georeg.slerp(ends[0], ends[1], fractions)
-        strips[name] = ddim_sample(bundle, path.flatten(0, 1).to(device), num_steps).cpu().unflatten(0, (frames, pairs))
+        seeds = list(range(pairs)) * frames  # a class stays the same along a row
+        images = _sampled(bundle, path.flatten(0, 1), seeds, num_steps, device, prompt)
+        strips[name] = images.unflatten(0, (frames, pairs))
     names = list(strips)
     figure = _figure(figsize=(11, 1.05 * pairs * len(names) * 0.62 + 1.1))
     axes = figure.subplots(pairs, 2, width_ratios=(3.2, 1), squeeze=False)

@@ -63,6 +63,34 @@ class TrainConfig:
     model_config_name_or_path: Path | None = option(
         None, "config.json of a UNet2DModel to train from scratch.", panel=_MODEL
     )
+    vae: str | None = option(
+        None,
+        "Autoencoder of a latent model: a diffusers folder or hub id. Each image's centre is encoded once and kept on disk.",
+        panel=_MODEL,
+    )
+    cache_dir: Path | None = option(
+        None, "Folder of encoded images and captions, shared by runs. Default: cache in the output folder.", panel=_MODEL
+    )
+    instance_prompt: str | None = option(
+        None, "One caption for all images, in place of their own, for a text-conditioned model.", panel=_MODEL
+    )
+    validation_prompt: str | None = option(
+        None, "What scores and pictures of a text-conditioned model are made with. Default: the first caption.", panel=_MODEL
+    )
+    conditioning_dropout_prob: float = option(
+        0.1,
+        "Share of draws whose caption or class is left out, for classifier-free guidance; they train no isometry.",
+        panel=_MODEL,
+        minimum=0,
+        maximum=1,
+    )
+    lora: bool | None = option(
+        None, "Train low-rank adapters alone, saved in diffusers' LoRA format. Default: on for text models.", panel=_MODEL
+    )
+    rank: int = option(4, "Rank of the adapters.", panel=_MODEL, minimum=1)
+    lora_alpha: float | None = option(
+        None, "The adapters are scaled by this over the rank. Default: the rank.", panel=_MODEL, minimum=0
+    )
     ddpm_num_steps: int = option(1000, "Timesteps T of a new model's noise schedule.", panel=_MODEL, minimum=2)
     ddpm_beta_schedule: str = option(
         "linear",

@@ -18,6 +18,7 @@ import georeg
 from georeg.registry import lookup
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
+from georeg_diffusion.data.conditions import Conditions
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, draw_generators
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.h_space import HSpace
@@ -98,16 +99,25 @@ def make_estimator(config: TrainConfig) -> georeg.Estimator:
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
-def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainConfig, phase: Phase, out: Path) -> None:
+def train_phase(
+    accelerator: Any,
+    bundle: Bundle,
+    images: Images,
+    config: TrainConfig,
+    phase: Phase,
+    out: Path,
+    conditions: Conditions | None = None,
+) -> None:
     """Train the bundle's network and save the (averaged) result in ``out/<phase.name>``.
 
     Resumes from the newest checkpoint of the phase. Draw number n of the run always gets the same image, flip,
     timestep, noise and probes, whatever the number of processes.
     """
     objective = make_objective(bundle, config, phase.lambda_iso)
+    parameters = [p for p in bundle.network.parameters() if p.requires_grad]  # with LoRA the adapters alone
     optimizer_class = torch.optim.AdamW if config.adam_weight_decay else torch.optim.Adam
     optimizer = optimizer_class(
-        objective.parameters(),
+        parameters,
         lr=phase.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -123,7 +133,7 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
     average = None
     if config.use_ema:
         average = diffusers.training_utils.EMAModel(
-            list(bundle.network.parameters()),
+            parameters,
             decay=config.ema_max_decay,
             use_ema_warmup=True,
             inv_gamma=config.ema_inv_gamma,
@@ -134,14 +144,13 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
     prepared, optimizer, schedule = accelerator.prepare(objective, optimizer, schedule)
     checkpoints = out / "checkpoints" / phase.name
     start = checkpoint.resume(accelerator, checkpoints)
-    parameters = list(bundle.network.parameters())
 
     draws_per_step = config.train_batch_size * accumulate * processes
     order = TrainingOrder(len(images), config.seed, first=start * draws_per_step, stop=phase.steps * draws_per_step)
     workers = num_workers(config, images, accelerator.device)
     loader = accelerator.prepare_data_loader(
         torch.utils.data.DataLoader(
-            Draws(images, config.seed),
+            Draws(images, config.seed, conditions),
             sampler=order,
             batch_size=config.train_batch_size,
             num_workers=workers,
@@ -162,6 +171,8 @@ def train_phase(accelerator: Any, bundle: Bundle, images: Images, config: TrainC
                     batch["image"],
                     generator=draw_generators(config.seed, batch["draw"].tolist()),
                     isometry_scale=scale,
+                    isometry_rows=batch.get("is_conditional"),
+                    **batch.get("conditioning", {}),
                 )
                 is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
                 ratio = gradient_ratio(out_, parameters) if is_logged and out_.gated and phase.lambda_iso else None

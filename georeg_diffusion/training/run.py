@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from georeg_diffusion._compat import diffusers
-from georeg_diffusion.backbones import backbone_of
+from georeg_diffusion.backbones import backbone_of, family_of, unwrapped
 from georeg_diffusion.bundle import Bundle, load
+from georeg_diffusion.codec import load_codec, stride_of
 from georeg_diffusion.data.digits import Digits
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
@@ -22,11 +23,15 @@ from georeg_diffusion.evaluation.classifier import train_classifier
 from georeg_diffusion.evaluation.scorecard import ROWS, score
 from georeg_diffusion.files import replacing, write_json
 from georeg_diffusion.options import as_plain, flag_of
+from georeg_diffusion.pipelines import LORA
 from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
 from georeg_diffusion.report.table import comparison
+from georeg_diffusion.training.conditions import conditions_of
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import open_images
+from georeg_diffusion.training.encode import cached_latents
+from georeg_diffusion.training.lora import wants_lora, with_lora
 from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
 
 _DIGITS_PRETRAINING, _DIGITS_STEPS = 800, 300
@@ -42,6 +47,7 @@ _FREE = {
     "report_to",
     "evaluate",
     "cpu",
+    "cache_dir",
 }
 
 
@@ -82,13 +88,22 @@ def run(config: TrainConfig, images: Any = None) -> None:
             f"{accelerator.device}; results go to {out}",
             highlight=False,
         )
+    inputs, conditions = None, None
     for phase in phases:
-        if (out / phase.name / "model_index.json").is_file():
+        if _is_model(out / phase.name):
             continue
-        train_phase(accelerator, _start(config, images, out, phase), images, config, phase, out)
+        inputs = inputs or _inputs(config, images, accelerator)
+        bundle = _start(config, inputs, out, phase)
+        conditions = conditions or conditions_of(bundle, images, config, _cache(config), accelerator)
+        train_phase(accelerator, bundle, inputs, config, phase, out, conditions)
     accelerator.end_training()
     if accelerator.is_main_process:
         _conclude(config, images, out, accelerator.device, is_comparison)
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a phase has saved its result: a pipeline, a bare network, or LoRA weights."""
+    return any((folder / name).is_file() for name in ("model_index.json", "config.json", LORA))
 
 
 def _is_comparison(config: TrainConfig) -> bool:
@@ -158,17 +173,36 @@ def _accelerator(config: TrainConfig) -> Any:
 
 
 def _images(config: TrainConfig, given: Any) -> Images:
-    """The training images, of the size and the channels that the model takes."""
+    """The training images, of the size and the channels that the model, or its autoencoder, takes."""
     channels = resolution = None
+    codec = load_codec(config.vae) if config.vae else None
     if config.pretrained_model_name_or_path is not None:
-        channels, resolution, _ = load(config.pretrained_model_name_or_path).sample_shape
+        pretrained = load(config.pretrained_model_name_or_path)
+        channels, resolution, _ = pretrained.sample_shape
+        codec = codec or pretrained.codec
     elif config.model_config_name_or_path is not None:
         channels = int(_new_unet(config.model_config_name_or_path).config.in_channels)
+    if codec is not None:
+        channels = int(codec.config.in_channels)
+        resolution = None if resolution is None else resolution * stride_of(codec)
     images = open_images(config, given, channels=channels, resolution=resolution)
     if channels is not None and channels != images.channels:
-        flag = "--pretrained-model-name-or-path" if config.pretrained_model_name_or_path else "--model-config-name-or-path"
+        flag = "--vae" if config.vae else "--model-config-name-or-path"
+        flag = flag if config.pretrained_model_name_or_path is None else "--pretrained-model-name-or-path"
         raise RunError(f"{flag}: the model has {channels} channels, the images of {images.name} have {images.channels}")
     return images
+
+
+def _inputs(config: TrainConfig, images: Images, accelerator: Any) -> Images:
+    """What the network sees: the images, or their latents."""
+    codec = load_codec(config.vae) if config.vae else None
+    if codec is None and config.pretrained_model_name_or_path is not None:
+        codec = load(config.pretrained_model_name_or_path).codec
+    return images if codec is None else cached_latents(images, codec, _cache(config), accelerator)
+
+
+def _cache(config: TrainConfig) -> Path:
+    return config.cache_dir or config.output_dir / "cache"
 
 
 def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes: int) -> list[Phase]:
@@ -189,14 +223,23 @@ def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes:
 
 
 def _start(config: TrainConfig, images: Images, out: Path, phase: Phase) -> Bundle:
-    """The model that a phase begins from."""
-    if phase.name != "pretrained" and (out / "pretrained" / "model_index.json").is_file():
+    """The model that a phase begins from, for inputs of the size of ``images``."""
+    if phase.name != "pretrained" and _is_model(out / "pretrained"):
         return load(out / "pretrained")
-    if config.pretrained_model_name_or_path is not None:
-        bundle = load(config.pretrained_model_name_or_path)
+    given = config.pretrained_model_name_or_path
+    if given is not None:
+        bundle = load(given)
     else:
         torch.manual_seed(config.seed)
         bundle = _new_model(config, images)
+    if config.vae is not None:
+        # A network that came as a pipeline on pixels is saved as one on latents.
+        kind = None if bundle.codec is None else bundle.pipeline_class
+        bundle = replace(bundle, codec=load_codec(config.vae), pipeline_class=kind)
+    channels = bundle.sample_shape[0]
+    if channels != images.channels:
+        flag = "--pretrained-model-name-or-path" if given else "--model-config-name-or-path"
+        raise RunError(f"{flag}: the network takes {channels} channels, the latents have {images.channels}")
     stride = backbone_of(bundle.network).stride(bundle.network)
     if images.resolution % stride:
         lower = images.resolution // stride * stride
@@ -204,6 +247,9 @@ def _start(config: TrainConfig, images: Images, out: Path, phase: Phase) -> Bund
             f"--resolution: got {images.resolution}, expected a multiple of the network's stride {stride}, such as "
             f"{lower or stride} or {lower + stride}"
         )
+    if wants_lora(bundle, config):
+        torch.manual_seed(config.seed)
+        bundle = with_lora(bundle, given or "", config)
     return bundle
 
 
@@ -212,6 +258,7 @@ def _new_model(config: TrainConfig, images: Images) -> Bundle:
         num_train_timesteps=config.ddpm_num_steps,
         beta_schedule=config.ddpm_beta_schedule,
         prediction_type=config.prediction_type,
+        clip_sample=config.vae is None,  # latents have no bounds
     )
     if config.model_config_name_or_path is not None:
         return Bundle(_new_unet(config.model_config_name_or_path), schedule)
@@ -246,9 +293,10 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
     scores: dict[str, Any] = {}
     classifier = None
     if config.evaluate:
+        prompt = _prompt(config, images, load(out / names[-1]))
         models = {name: load(out / name) for name in names}
         for bundle in models.values():
-            bundle.network.to(device).eval()
+            bundle.to(device).network.eval()
         if isinstance(images, Digits):
             classifier = train_classifier(images, seed=config.seed, device=device)
         else:
@@ -257,15 +305,33 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
             )
         for name, bundle in models.items():
             scores[name] = score(
-                bundle, images, seed=config.seed, title=name, features=classifier, at=config.h_module, device=device
+                bundle,
+                images,
+                seed=config.seed,
+                title=name,
+                features=classifier,
+                at=config.h_module,
+                prompt=prompt,
+                device=device,
             )
-        pictures.samples(models, out / "samples.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
-        pictures.interpolation(models, out / "interpolation.png", seed=config.seed, num_steps=_PICTURE_STEPS, device=device)
+        how: dict[str, Any] = {"seed": config.seed, "num_steps": _PICTURE_STEPS, "device": device, "prompt": prompt}
+        pictures.samples(models, out / "samples.png", **how)
+        pictures.interpolation(models, out / "interpolation.png", **how)
     base_isometry = scores["base"]["isometry"]["value"] if "base" in scores and config.normalize else None
     pictures.losses(logs, out / "loss.png", base_isometry=base_isometry)
     notes = {"features": classifier.name if classifier else None, "lambda_iso": config.lambda_iso, "seed": config.seed}
     write_json(out / "metrics.json", {"models": scores, **notes})
     _print_table(out)
+
+
+def _prompt(config: TrainConfig, images: Images, bundle: Bundle) -> str | None:
+    """What a model on text is scored and drawn with: as asked for, or the first caption that it was trained on."""
+    if not family_of(unwrapped(bundle.network)).takes_text(unwrapped(bundle.network)):
+        return None
+    if config.validation_prompt is not None or config.instance_prompt is not None:
+        return config.validation_prompt if config.validation_prompt is not None else config.instance_prompt
+    first = images.captions[0] if images.captions is not None else ""
+    return first if isinstance(first, str) else first[0]
 
 
 def _print_table(out: Path) -> None:

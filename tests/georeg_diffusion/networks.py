@@ -9,8 +9,6 @@ def adm(**kwargs):
     """Class-conditional with attention, scale-shift norms and ten classes, as ADM."""
     return diffusers.UNet2DModel(
         sample_size=8,
-        in_channels=2,
-        out_channels=2,
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=4,
@@ -18,7 +16,7 @@ def adm(**kwargs):
         down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
         resnet_time_scale_shift="scale_shift",
-        **{"num_class_embeds": 10, **kwargs},
+        **{"in_channels": 2, "out_channels": 2, "num_class_embeds": 10, **kwargs},
     ).eval()
 
 
@@ -51,8 +49,7 @@ def dit(**kwargs):
         patch_size=2,
         num_attention_heads=2,
         attention_head_dim=4,
-        num_embeds_ada_norm=10,
-        **{"in_channels": 2, "out_channels": 4, "num_layers": 3, **kwargs},
+        **{"in_channels": 2, "out_channels": 4, "num_layers": 3, "num_embeds_ada_norm": 10, **kwargs},
     )
     return network.eval()
 
@@ -96,15 +93,13 @@ def latents(batch, seed=1):
 def vae(**kwargs):
     """AutoencoderKL from one channel at 16² to two at 8²."""
     return diffusers.AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
         latent_channels=2,
         layers_per_block=1,
         norm_num_groups=4,
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        **{"scaling_factor": 0.5, **kwargs},
+        **{"in_channels": 1, "out_channels": 1, "scaling_factor": 0.5, **kwargs},
     ).eval()
 
 
