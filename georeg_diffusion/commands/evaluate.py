@@ -12,7 +12,9 @@ from georeg_diffusion.options import option
 if TYPE_CHECKING:
     from georeg_diffusion.commands.workspace import Workspace
     from georeg_diffusion.evaluation.runner import Outcome
+    from georeg_diffusion.evaluation.score import Score
     from georeg_diffusion.evaluation.setting import Setting
+    from georeg_diffusion.report.strips import Strips
 
 _WHAT, _MEASURE, _RUN = "What is measured", "What measures", "Run"
 
@@ -27,7 +29,10 @@ class EvaluateConfig(ModelOptions):
     baseline: str | None = option(None, "A second model to compare with, given as MODEL is.", panel=_WHAT)
     scores: str | None = option(None, "Scores to measure, such as fid,ppl. Default: all that can be had.", panel=_WHAT)
     protocol: str = option(
-        "default", "paper takes the paper's sizes: FID 10,000 images, PPL 50,000.", panel=_WHAT, choices=("default", "paper")
+        "default",
+        "paper takes the paper's sizes: FID 10,000 images, PPL 50,000 at 100 steps with AlexNet, MCN and VoR 1,000.",
+        panel=_WHAT,
+        choices=("default", "paper"),
     )
     num_samples: int | None = option(
         None, "Samples of every score: images, pairs, latents. Default: each score's own.", panel=_WHAT, minimum=1
@@ -52,7 +57,8 @@ class EvaluateConfig(ModelOptions):
     inception_weights: Path | None = option(None, "File of Inception's weights. Default: torch's hub cache.", panel=_MEASURE)
     lpips_backbone: str | None = option(
         None,
-        "Of PPL and inversion: LPIPS with alex, vgg or squeeze, or features. Default: alex, for digits features.",
+        "Of PPL and inversion: LPIPS with alex, vgg or squeeze, or features. Default: alex, but for digits without "
+        "--protocol paper features.",
         panel=_MEASURE,
         choices=("alex", "vgg", "squeeze", "features"),
     )
@@ -115,7 +121,7 @@ def run(config: EvaluateConfig) -> None:
                 write_json(work.path("metrics.json"), metrics)
 
             found = evaluate(settings, scores, state=state, deadline=deadline, on_outcome=keep)
-            _show(config, work, settings, metrics)
+            _show(config, work, settings, metrics, scores, deadline)
             outcomes = [outcome for model in found.values() for outcome in model.values()]
             failed = {
                 f"{name}: {outcome.failure}"
@@ -158,7 +164,7 @@ def _settings(config: EvaluateConfig, work: Workspace) -> dict[str, Setting]:
         next(iter(shapes.values())),
         features=config.features,
         inception_weights=config.inception_weights,
-        lpips_backbone=config.lpips_backbone,
+        lpips_backbone=config.lpips_backbone or ("alex" if config.protocol == "paper" else None),
         lpips_weights=config.lpips_backbone_weights,
         classifier=config.classifier,
         batch_size=config.batch_size,
@@ -195,27 +201,58 @@ def _settings(config: EvaluateConfig, work: Workspace) -> dict[str, Setting]:
 
 
 def _notes(config: EvaluateConfig, work: Workspace) -> dict[str, Any]:
+    from importlib.metadata import version
+
     return {
         "protocol": config.protocol,
         "seed": config.seed,
         "dtype": config.dtype,
         "paths": [model["path"] for model in work.models.values()],
+        "versions": {name: version(name) for name in ("georeg", "torch", "diffusers")},
     }
 
 
-def _show(config: EvaluateConfig, work: Workspace, settings: dict[str, Setting], metrics: dict[str, Any]) -> None:
+def _show(
+    config: EvaluateConfig,
+    work: Workspace,
+    settings: dict[str, Setting],
+    metrics: dict[str, Any],
+    scores: dict[str, type[Score]],
+    deadline: float,
+) -> None:
     """The table on the terminal, and the page."""
-    from georeg_diffusion.evaluation.catalogue import scores
+    from georeg_diffusion.files import replacing
     from georeg_diffusion.progress import console
-    from georeg_diffusion.report.table import comparison
+    from georeg_diffusion.report.page import page
+    from georeg_diffusion.report.table import cautions, comparison
 
-    rows = [(name, score.label, score.lower_is_better) for name, score in scores().items()]
-    title = f"Scores ({config.protocol} protocol, seed {config.seed}, ± 1.96 standard errors)"
+    rows = [(name, score.label, score.lower_is_better) for name, score in scores.items()]
+    title = f"Scores ({config.protocol} protocol, seed {config.seed}, ± half a 95 % interval)"
     console.print(comparison(metrics["models"], title, rows))
-    reasons: dict[str, str] = {}
-    for model in metrics["models"].values():
-        for name, entry in model.items():
-            if entry["value"] is None:
-                reasons.setdefault(name, entry["protocol"])
-    for name, reason in reasons.items():
-        console.print(f"{name}: {reason}", style="dim", markup=False, highlight=False)
+    for name, caution in cautions(metrics["models"]).items():
+        console.print(f"{name}: {caution}", style="dim", markup=False, highlight=False)
+    images, notes = _images(settings, deadline)
+    abouts = {name: score.__doc__ or "" for name, score in scores.items()}
+    with replacing(work.path("report.html")) as scratch:
+        scratch.write_text(page(metrics, rows, abouts=abouts, images=images, notes=notes), encoding="utf-8")
+
+
+def _images(settings: dict[str, Setting], deadline: float) -> tuple[dict[str, Strips], list[str]]:
+    """Pictures of each model, and why some are missing."""
+    import torch
+
+    from georeg_diffusion.errors import RunError
+    from georeg_diffusion.report.strips import strips
+
+    images, notes = {}, []
+    for name, setting in settings.items():
+        try:
+            found = strips(setting, f"{name}: pictures" if len(settings) > 1 else "pictures", deadline=deadline)
+        except (RunError, torch.OutOfMemoryError) as error:
+            notes.append(f"No pictures of {name}: {' '.join(str(error).split())}")
+            continue
+        if found is None:
+            notes.append(f"No pictures of {name} yet: out of time; the same command goes on from here.")
+        else:
+            images[name] = found
+    return images, notes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import cast
 
 from georeg.registry import registered
+from georeg_diffusion import evaluation
 from georeg_diffusion.errors import UsageError
 from georeg_diffusion.evaluation.score import Score
 
-_MODULES = ("fid", "isometry", "kid", "mcn", "mrtl", "ppl", "vor")
 _ORDER = (
     "isometry",
     "interpolation",
@@ -27,9 +28,9 @@ _ORDER = (
 
 
 def scores() -> dict[str, type[Score]]:
-    """Every registered score, those of plug-ins last."""
-    for module in _MODULES:
-        import_module(f"georeg_diffusion.evaluation.{module}")
+    """Every registered score, those of plug-ins last. A new one is one new file in this folder."""
+    for module in iter_modules(evaluation.__path__):
+        import_module(f"{evaluation.__name__}.{module.name}")
     known = registered("score")
     names = sorted(known, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
     return {name: cast("type[Score]", known[name]) for name in names}

@@ -78,13 +78,20 @@ class Fid(Score):
 
         value, size = distance(total), len(total.mean)
         details: dict[str, object] = {"features": size, "rank": total.rank_bound, "real_images": real.count}
+        cautions = []
         if total.rank_bound < size:
-            protocol += (
-                f"; too few images for the covariance: its rank is at most {total.rank_bound} of {size}, and the distance "
+            cautions.append(
+                f"too few images for the covariance: its rank is at most {total.rank_bound} of {size}, and the distance "
                 f"is biased upwards; take more than {size}"
             )
         if real.count is not None and real.count <= size:
-            protocol += f"; the real images' covariance has a rank of at most {real.count - 1} of {size}"
+            cautions.append(
+                f"too few real images: the real images' covariance has a rank of at most {real.count - 1} of {size}; take "
+                f"more than {size}"
+            )
+        if cautions:
+            details["caution"] = "; ".join(cautions)
+            protocol += f"; {details['caution']}"
         ci = None
         if min(group.count for group in groups) >= 2:
             each = [distance(group) for group in groups]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -44,8 +45,14 @@ class Outcome:
         return self.failure is None and self.done == self.pieces
 
     def as_json(self) -> dict[str, Any]:
-        """As ``metrics.json`` holds it; a number that is not finite becomes null."""
+        """As ``metrics.json`` holds it; a number that is not finite becomes null, and the protocol names it."""
         record: dict[str, Any] = asdict(self.result)
+        if record["value"] is not None and not math.isfinite(record["value"]):
+            record["protocol"] += f"; the value is {record['value']}"
+            record |= {"value": None, "ci": None}
+        if record["ci"] is not None and not all(map(math.isfinite, record["ci"])):
+            record["protocol"] += "; the interval is not finite"
+            record["ci"] = None
         if self.failure is None and not self.is_finished:
             record["protocol"] += f"; stopped after {self.done} of {self.pieces} pieces of work"
         return _finite(record | {"finished": self.is_finished})
@@ -92,7 +99,7 @@ def evaluate(
         if isinstance(job, str):
             outcome = _failed(settings[model].seed, job)
         else:
-            target = None if state is None else state / f"{model}-{name}-{settings[model].key[:16]}.safetensors"
+            target = None if state is None else state / f"{model}-{name}-{_fingerprint(settings[model])}.safetensors"
             outcome = work_off(job, settings[model].seed, title, target, deadline=deadline)
         found[model][name] = outcome
         on_outcome(model, name, outcome)
@@ -105,6 +112,13 @@ def _made(score: type[Score], setting: Setting) -> Score | str:
         return score.of(setting)
     except (RunError, ValueError) as error:
         return _reason(error)
+
+
+def _fingerprint(setting: Setting) -> str:
+    """A hash of the model and of the options that change what a score accumulates; not of the batch size."""
+    options = (setting.protocol, setting.seed, setting.num_samples, setting.num_inference_steps, setting.timesteps)
+    text = f"{setting.key} {options} {setting.compat} {sorted(setting.options.items())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:

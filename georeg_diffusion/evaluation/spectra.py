@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,8 +18,8 @@ from georeg_diffusion.evaluation.lanczos import mean_log_eigenvalue
 from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.files import replacing
 
-PIECE = 4
-"""Images of one piece of work, each at all timesteps."""
+LEADING = 8
+"""The largest singular values that are taken where not all of them can be."""
 
 MAX_DENSE = 4096
 """The largest d whose Jacobians are written down."""
@@ -52,9 +53,14 @@ class Spectra:
         self.timesteps = setting.at_timesteps()
         self.manifold: georeg.Manifold = georeg.Euclidean() if self.is_compat else georeg.Sphere()
 
+    @property
+    def piece(self) -> int:
+        """Images of one piece of work, each at all timesteps; one where each takes minutes, so that little is lost."""
+        return 4 if math.prod(self.setting.bundle.sample_shape) <= 1024 else 1
+
     def pieces(self) -> int:
         """Number of pieces."""
-        return num_pieces(self.num_images, PIECE)
+        return num_pieces(self.num_images, self.piece)
 
     def where(self, count: int) -> str:
         """Where it was measured, for a protocol."""
@@ -69,7 +75,8 @@ class Spectra:
         )
 
     def __call__(self, piece: int) -> dict[str, Tensor]:
-        """Of a piece's images: ``sigma (n, T, d)`` descending, or where d is too large what :meth:`_extremes` gives."""
+        """Of a piece's images: ``sigma (n, T, d)`` descending, or where d is too large ``leading (n, T, 8)`` and what
+        :func:`extremes` gives."""
         name = self._name(piece)
         if name in self.setting.shared:
             return self.setting.shared[name]
@@ -81,7 +88,7 @@ class Spectra:
             except (OSError, SafetensorError):
                 found = None  # damaged: measured anew
         if found is None:
-            rows = indices(piece, self.num_images, PIECE)
+            rows = indices(piece, self.num_images, self.piece)
             parts = [self._of(batch) for batch in batches(rows, self.setting.batch_size)]
             found = {key: torch.cat([part[key] for part in parts]).cpu().contiguous() for key in parts[0]}
             if target is not None:
@@ -92,7 +99,7 @@ class Spectra:
 
     def _name(self, piece: int) -> str:
         setting = self.setting
-        rows = indices(piece, self.num_images, PIECE)
+        rows = indices(piece, self.num_images, self.piece)
         images = "noise" if self.is_compat else setting.images().name
         text = f"{setting.key} {images} {setting.seed} {rows} {self.timesteps} {self.max_dense} {setting.compat}"
         return f"spectra-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -114,8 +121,9 @@ class Spectra:
         return self._extremes(f, x, setting.draws(rows, t, 1))
 
     def _extremes(self, f: Callable[[Tensor], Tensor], x: Tensor, draws: list[torch.Generator]) -> dict[str, Tensor]:
-        """σ_max, σ_min with its residual, effective rank and k-condition ``(n,)`` each, from products with J."""
-        top = diagnostics.top_singular(f, x, 1, domain=self.manifold, chunk_size=1, generator=draws)
+        """From products with J: the largest singular values ``(n, 8)``; σ_max, σ_min with its residual, effective rank
+        and k-condition ``(n,)`` each."""
+        top = diagnostics.top_singular(f, x, LEADING, domain=self.manifold, chunk_size=1, generator=draws)
         low = diagnostics.smallest_singular(
             f, x, domain=self.manifold, max_dense=0, tolerance=TOLERANCE, chunk_size=1, generator=draws
         )
@@ -125,6 +133,7 @@ class Spectra:
             )
         mean, log = mean_log_eigenvalue(f, x, domain=self.manifold, generator=draws)
         return {
+            "leading": top.values.double(),
             "top": top.values[:, 0].double(),
             "low": low.upper_bound.double(),
             "residual": low.residual.double(),
@@ -136,7 +145,7 @@ class Spectra:
 def extremes(spectra: dict[str, Tensor]) -> dict[str, Tensor]:
     """σ_max, σ_min, residual, effective rank and k-condition ``(n, T)`` each, from all singular values where there are."""
     if "sigma" not in spectra:
-        return spectra
+        return {key: value for key, value in spectra.items() if key != "leading"}
     sigma = spectra["sigma"]
     n, steps, d = sigma.shape
     flat = sigma.reshape(n * steps, d)

@@ -10,14 +10,15 @@ from torch import Tensor
 from georeg import Estimate, diagnostics, register
 from georeg_diffusion.evaluation.score import Result, Score
 from georeg_diffusion.evaluation.setting import Setting
-from georeg_diffusion.evaluation.spectra import MAX_DENSE, Spectra
+from georeg_diffusion.evaluation.spectra import LEADING, Spectra
 
 
 @register("score", "vor")
 class Vor(Score):
     """Σᵢ Var[σᵢ(J)] of the encoder x_t ↦ h over images (Eq. 11), within each timestep, mean over those. 0 is homogeneous.
 
-    It falls with the square of J's scale: see ``vor_log``.
+    It falls with the square of J's scale: see ``vor_log``. Where d is too large for all singular values there is no
+    value; the details give the sum over the largest 8, a lower bound, and the effective rank, under their own names.
 
     Args:
         spectra: the singular values.
@@ -36,6 +37,7 @@ class Vor(Score):
         self.spectra = spectra
         self.parts: list[Tensor] = []
         self.seen = 0
+        self.beyond: list[dict[str, Tensor]] = []
 
     @classmethod
     def of(cls, setting: Setting) -> Self:
@@ -49,15 +51,20 @@ class Vor(Score):
         self.seen += len(next(iter(found.values())))
         if "sigma" in found:
             self.parts.append(found["sigma"].double())
+        else:
+            self.beyond.append({key: found[key] for key in ("leading", "effective_rank")})
 
     def compute(self) -> Result:
         seed = self.spectra.setting.seed
         n = sum(len(part) for part in self.parts)
         protocol = f"{self.formula}, within each t, mean over t; {self.spectra.where(n)}"
         if self.seen > n:
-            return Result(
-                None, None, 0, seed, f"{protocol}; it needs all singular values, and there are more than {MAX_DENSE}"
+            protocol = f"{self.formula}, within each t, mean over t; {self.spectra.where(self.seen)}"
+            text = (
+                f"{protocol}; not measured: it needs all singular values, and there are more than {self.spectra.max_dense}; "
+                f"see the sum over the largest {LEADING}, a lower bound, and the effective rank"
             )
+            return Result(None, None, self.seen, seed, text, self._beyond())
         if n < 2:
             return Result(None, None, n, seed, f"{protocol}; a variance needs at least 2 images")
         sigma = torch.cat(self.parts)
@@ -69,21 +76,36 @@ class Vor(Score):
         per_t = [diagnostics.variance_of_metric(sigma[:, i], log=self.log) for i in range(sigma.shape[1])]
         ranks = diagnostics.effective_rank_of(sigma.flatten(0, 1)).reshape(n, -1).mean(1)
         squares = sigma.square()
-        details = {
+        details: dict[str, object] = {
             "timesteps": self.spectra.timesteps,
             "per_t": [one.value for one in per_t],
             "effective_rank": Estimate.of(ranks).value,
             "sigma_squared": _mean_over_t(squares, self.log).value,
-            "spectrum": [_spectrum(sigma[:, i]) for i in range(sigma.shape[1])],
         }
+        if not self.log:
+            details["spectrum"] = [_spectrum(sigma[:, i]) for i in range(sigma.shape[1])]
         return Result.of(_mean_over_t(sigma, self.log), seed=seed, protocol=protocol, details=details)
+
+    def _beyond(self) -> dict[str, object]:
+        """What is known without all singular values."""
+        state = self.state()
+        leading, ranks = state["leading"], state["effective_rank"]
+        partial = _mean_over_t(leading, self.log) if len(leading) > 1 and bool((leading > 0).all()) else None
+        return {
+            "timesteps": self.spectra.timesteps,
+            "effective_rank": Estimate.of(ranks.mean(1)).value,
+            "lower_bound": None if partial is None else {"value": partial.value, "stderr": partial.stderr, "of": LEADING},
+        }
 
     def state(self) -> dict[str, Tensor]:
         state = {"seen": torch.tensor([self.seen])} if self.seen else {}
+        if self.beyond:
+            state |= {key: torch.cat([one[key] for one in self.beyond]) for key in self.beyond[0]}
         return state | ({"sigma": torch.cat(self.parts)} if self.parts else {})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.parts = [state["sigma"]] if "sigma" in state else []
+        self.beyond = [{key: state[key] for key in ("leading", "effective_rank")}] if "leading" in state else []
         self.seen = int(state["seen"]) if "seen" in state else 0
 
 

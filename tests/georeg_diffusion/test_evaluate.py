@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from georeg_diffusion._compat import diffusers
 from tests.georeg_diffusion.conftest import cli
 
 QUICK = ["--num-samples", "6", "--num-inference-steps", "2", "--timesteps", "600,800", "--device", "cpu"]
@@ -44,8 +48,12 @@ def test_two_models_side_by_side(evaluate, model, tmp_path):
     assert second["fid"]["n"] == 6
     assert "rank is at most 5" in second["fid"]["protocol"]
     assert "Inception" not in second["fid"]["protocol"]
-    assert "other" in text
+    assert "fid: too few images for the covariance" in text
     assert (tmp_path / "out" / "run.json").is_file()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="strip small"') == 4
+    assert page.count("<figure") >= 6
+    assert "://" not in page
 
 
 def test_models_of_one_name_are_base_and_isometric(evaluate, model):
@@ -53,11 +61,12 @@ def test_models_of_one_name_are_base_and_isometric(evaluate, model):
     assert list(metrics["models"]) == ["base", "isometric"]
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(evaluate):
+def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(evaluate, tmp_path):
     code, metrics, text = evaluate("--scores", "mrtl", "--max-minutes", "0")
     assert code == 0
     assert metrics["models"]["small"]["mrtl"]["value"] is None
     assert "stopped after 0 of 6" in metrics["models"]["small"]["mrtl"]["protocol"]
+    assert "No pictures of small yet: out of time" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "goes on from here" in text
     code, metrics, _ = evaluate("--scores", "mrtl")
     assert code == 0
@@ -142,3 +151,73 @@ def test_statistics_of_other_features_are_refused(evaluate, tmp_path):
     code, _, text = evaluate("--scores", "fid", "--reference", tmp_path / "stats.npz", "--features", "digits")
     assert code == 1
     assert "statistics of 4 features" in text
+
+
+def test_the_papers_protocol_takes_its_distance_and_its_steps(evaluate):
+    """Offline or not: AlexNet is named, and not replaced by what is at hand."""
+    options = ("--scores", "ppl", "--protocol", "paper", "--reference", "digits", "--lpips-backbone", "features")
+    code, metrics, text = evaluate(*options)
+    assert code == 0, text
+    protocol = metrics["models"]["small"]["ppl"]["protocol"]
+    assert protocol.startswith("paper: d/ε")
+    assert "features of a digits classifier" in protocol
+
+
+def test_missing_weights_are_named_with_their_place_and_option(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    code, metrics, text = evaluate("--scores", "ppl,mrtl", "--protocol", "paper")
+    assert code == 1
+    for part in ("LPIPS with AlexNet", "alexnet-owt-7be5be79.pth", "put the file there", "--lpips-backbone-weights FILE"):
+        assert part in text
+    assert metrics["models"]["small"]["mrtl"]["value"] > 1, "the other score was measured all the same"
+    _, _, text = evaluate("--scores", "fid", "--features", "inception", "--reference", "digits", out="other")
+    for part in ("weights-inception-2015-12-05-6726825d.pth", str(tmp_path / "hub"), "--inception-weights FILE"):
+        assert part in text
+
+
+def test_models_of_other_sizes_are_refused(evaluate, tmp_path):
+    other = tmp_path / "large"
+    unet = diffusers.UNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        norm_num_groups=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(other)
+    code, metrics, text = evaluate("--baseline", other, "--scores", "mrtl")
+    assert code == 1
+    assert "large 1 × 16 × 16, small 1 × 8 × 8" in text
+    assert metrics is None
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_numbers(model, tmp_path):
+    """SIGKILL while images are made; the same command then ends where an undisturbed one does."""
+    scores = ["--scores", "mrtl,isometry,fid", "--reference", "digits", "--num-samples", "400", "--timesteps", "600,800"]
+    steps = ["--num-inference-steps", "2", "--device", "cpu"]
+
+    def command(folder):
+        arguments = ["evaluate", str(model), "--output-dir", str(folder), *scores, *steps]
+        return [sys.executable, "-m", "georeg_diffusion", *arguments]
+
+    process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 100
+    while not (found := list((tmp_path / "killed" / "cache").glob("generated-*"))) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert 0 < len(found) < 7, "killed too late to show anything"
+    assert not json.loads((tmp_path / "killed" / "run.json").read_text())["finished"]
+    for folder in ("killed", "whole"):
+        subprocess.run(command(tmp_path / folder), check=True, stdout=subprocess.DEVNULL)
+    killed, whole = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("killed", "whole"))
+    assert killed == whole

@@ -9,7 +9,7 @@ import torch
 
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.once import Once
-from georeg_diffusion.evaluation.runner import evaluate
+from georeg_diffusion.evaluation.runner import Outcome, evaluate
 from georeg_diffusion.evaluation.score import Result, Score
 
 
@@ -124,6 +124,24 @@ def test_an_option_that_is_wrong_is_found_before_any_work(score, make_setting):
 def test_a_record_is_strict_json(score, make_setting):
     record = evaluate({"model": make_setting()}, {"sum": score})["model"]["sum"].as_json()
     assert json.loads(json.dumps(record, allow_nan=False))["details"] == {"nan": None, "in": [None]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_null_and_named(bad):
+    record = Outcome(Result(bad, (0.0, bad), 3, 0, "a mean"), None, 1, 1).as_json()
+    assert record["value"] is None
+    assert record["ci"] is None
+    assert f"the value is {bad}" in record["protocol"]
+    half = Outcome(Result(1.0, (0.0, bad), 3, 0, "a mean"), None, 1, 1).as_json()
+    assert (half["value"], half["ci"]) == (1.0, None)
+
+
+def test_other_options_do_not_take_up_a_state(score, make_setting, tmp_path):
+    for options in ({}, {"seed": 1}, {"num_samples": 3}, {"timesteps": (600,)}, {"options": {"ppl": "paper"}}):
+        evaluate({"model": make_setting(**options)}, {"sum": score}, state=tmp_path)
+    assert score.worked == 25
+    evaluate({"model": make_setting(batch_size=3)}, {"sum": score}, state=tmp_path)
+    assert score.worked == 25, "the batch size changes nothing"
 
 
 def test_an_error_of_a_tool_is_remembered():
