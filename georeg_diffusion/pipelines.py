@@ -55,7 +55,8 @@ def read_pipeline(path: str, lora: Path | None = None) -> dict[str, Any]:
             continue
         if source[0] not in _LIBRARIES:
             raise RunError(f"cannot use {path}: its {part} is code of its own ({source[0]}), and remote code is not run")
-        if Path(path).is_dir() and not (Path(path) / part).is_dir():
+        # Early pipelines of the hub hold everything in one folder, which diffusers reads too.
+        if Path(path).is_dir() and not (Path(path) / part).is_dir() and not (Path(path) / "config.json").is_file():
             raise RunError(f"cannot load {path}: its folder {part} is missing, which model_index.json names")
     try:
         pipeline_class = getattr(diffusers, name)

@@ -191,7 +191,31 @@ class TrainConfig:
     checkpointing_steps: int = option(500, "Optimiser steps between checkpoints.", panel=_OUTPUT, minimum=1)
     checkpoints_total_limit: int = option(1, "Checkpoints kept per phase.", panel=_OUTPUT, minimum=1)
     logging_steps: int = option(25, "Optimiser steps between log entries.", panel=_OUTPUT, minimum=1)
-    report_to: str = option("tensorboard", "Tracker beside log.jsonl.", panel=_OUTPUT, choices=("tensorboard", "none"))
+    report_to: str = option(
+        "tensorboard", "Tracker beside log.jsonl.", panel=_OUTPUT, choices=("tensorboard", "wandb", "trackio", "none")
+    )
+    push_to_hub: bool = option(False, "Upload the isometric model with its card at the end.", panel=_OUTPUT)
+    hub_model_id: str | None = option(
+        None, "Its repository on the hub. Default: your name and the output folder's.", panel=_OUTPUT
+    )
+    hub_private_repo: bool = option(False, "Make that repository private.", panel=_OUTPUT)
+    validation_steps: int | None = option(
+        None,
+        "Score the averaged weights every so many steps and keep the best. Default: keep the last.",
+        panel=_OUTPUT,
+        minimum=1,
+    )
+    select_by: str = option(
+        "fid", "What is best: the lowest FID or denoising loss.", panel=_OUTPUT, choices=("fid", "denoising")
+    )
+    num_validation_images: int = option(2048, "Images of one such FID, by 20 DDIM steps.", panel=_OUTPUT, minimum=2)
+    features: str | None = option(
+        None,
+        "Of Fréchet distances: inception, a network of torchvision, or a folder of train-classifier. Default for digits: a "
+        "classifier trained in place; for --select-by fid: inception.",
+        panel=_OUTPUT,
+    )
+    inception_weights: Path | None = option(None, "File of Inception's weights. Default: torch's hub cache.", panel=_OUTPUT)
     evaluate: bool = option(True, "Score the models and draw the pictures at the end.", panel=_OUTPUT)
 
     seed: int = option(0, "Seeds weights, data order, noise, timesteps, probes and flips.", panel=_MACHINE, minimum=0)

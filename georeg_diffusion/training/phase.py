@@ -28,6 +28,7 @@ from georeg_diffusion.schedule import IsometryGate
 from georeg_diffusion.training import checkpoint
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import num_workers
+from georeg_diffusion.training.selection import Selection, Validation
 
 _MAX_BAD_STEPS = 10
 _WEAK = 1e-3
@@ -107,6 +108,7 @@ def train_phase(
     phase: Phase,
     out: Path,
     conditions: Conditions | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Train the bundle's network and save the (averaged) result in ``out/<phase.name>``.
 
@@ -161,6 +163,7 @@ def train_phase(
     )
     log = _Log(accelerator, out / "logs" / f"{phase.name}.jsonl", phase.name, start)
     guard = _Guard(accelerator)
+    selection = None if validation is None else Selection(accelerator, bundle, validation, phase.name, out, start)
     prepared.train()
     step = start
     with progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process) as bar:
@@ -194,10 +197,14 @@ def train_phase(
                 entry = log.write(step, out_, norm, schedule.get_last_lr()[0], ratio)
                 isometry = f"  isometry {entry['functional']:.2f}" if out_.moments is not None else ""
                 bar.note(f"denoising {entry['denoising']:.4f}{isometry}")
+            if selection is not None and selection.is_due(step, phase.steps):
+                selection(step, parameters, average)
             if step % config.checkpointing_steps == 0 or step == phase.steps:
                 checkpoint.save(accelerator, checkpoints, step, keep=config.checkpoints_total_limit)
             bar.advance()
-    if average is not None:
+    if selection is not None:
+        selection.restore()
+    elif average is not None:
         average.copy_to(parameters)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

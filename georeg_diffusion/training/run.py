@@ -6,33 +6,33 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from georeg_diffusion._compat import diffusers
-from georeg_diffusion.backbones import backbone_of, family_of, unwrapped
+from georeg_diffusion.backbones import family_of, unwrapped
 from georeg_diffusion.bundle import Bundle, load
-from georeg_diffusion.codec import load_codec, stride_of
 from georeg_diffusion.data.digits import Digits
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.classifier import train_classifier
+from georeg_diffusion.evaluation.feature_network import FeatureNetwork
+from georeg_diffusion.evaluation.features import open_features
 from georeg_diffusion.evaluation.scorecard import ROWS, score
 from georeg_diffusion.files import replacing, write_json
 from georeg_diffusion.options import as_plain, flag_of
-from georeg_diffusion.pipelines import LORA
 from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
 from georeg_diffusion.report.table import comparison
+from georeg_diffusion.training.card import claim_repository, push, write_card
 from georeg_diffusion.training.conditions import conditions_of
 from georeg_diffusion.training.config import TrainConfig
-from georeg_diffusion.training.data import open_images
-from georeg_diffusion.training.encode import cached_latents
-from georeg_diffusion.training.lora import wants_lora, with_lora
 from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
+from georeg_diffusion.training.selection import Validation
+from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
 
 _DIGITS_PRETRAINING, _DIGITS_STEPS = 800, 300
 _PICTURE_STEPS = 20
@@ -48,6 +48,9 @@ _FREE = {
     "evaluate",
     "cpu",
     "cache_dir",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
 }
 
 
@@ -71,11 +74,13 @@ def run(config: TrainConfig, images: Any = None) -> None:
     _claim(out, config)
     if _is_finished(out, config):
         _print_table(out)
+        _push(config)
         return
+    _check_tracker(config)
     make_estimator(config)  # a name that is not known is refused before anything is written
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
-    images = _images(config, images)
+    images = pixel_images(config, images)
     if accelerator.is_main_process:
         with replacing(out / "config.yaml") as scratch:
             scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
@@ -88,22 +93,23 @@ def run(config: TrainConfig, images: Any = None) -> None:
             f"{accelerator.device}; results go to {out}",
             highlight=False,
         )
-    inputs, conditions = None, None
+    if config.push_to_hub and accelerator.is_main_process:
+        claim_repository(config)
+    inputs, conditions, validation = None, None, None
     for phase in phases:
-        if _is_model(out / phase.name):
+        if is_model(out / phase.name):
             continue
-        inputs = inputs or _inputs(config, images, accelerator)
-        bundle = _start(config, inputs, out, phase)
-        conditions = conditions or conditions_of(bundle, images, config, _cache(config), accelerator)
-        train_phase(accelerator, bundle, inputs, config, phase, out, conditions)
+        inputs = inputs or network_inputs(config, images, accelerator)
+        bundle = starting_model(config, inputs, out, phase.name)
+        conditions = conditions or conditions_of(bundle, images, config, cache_of(config), accelerator)
+        if config.validation_steps is not None and validation is None:
+            features = _features(config, images, accelerator.device) if config.select_by == "fid" else None
+            validation = Validation.of(images, features, _prompt(config, images, bundle), config, accelerator)
+        is_chosen = phase.name != "pretrained"
+        train_phase(accelerator, bundle, inputs, config, phase, out, conditions, validation if is_chosen else None)
     accelerator.end_training()
     if accelerator.is_main_process:
         _conclude(config, images, out, accelerator.device, is_comparison)
-
-
-def _is_model(folder: Path) -> bool:
-    """Whether a phase has saved its result: a pipeline, a bare network, or LoRA weights."""
-    return any((folder / name).is_file() for name in ("model_index.json", "config.json", LORA))
 
 
 def _is_comparison(config: TrainConfig) -> bool:
@@ -156,7 +162,7 @@ def _accelerator(config: TrainConfig) -> Any:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if config.report_to == "tensorboard" else None,
+        log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
         cpu=config.cpu,
     )
@@ -168,41 +174,17 @@ def _accelerator(config: TrainConfig) -> Any:
         )
     if accelerator.is_main_process:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-    accelerator.init_trackers("tensorboard")
+    if config.report_to in ("none", "tensorboard"):  # there the name is a folder's
+        accelerator.init_trackers("tensorboard")
+    else:
+        name = {config.report_to: {"name": config.output_dir.resolve().name}}
+        accelerator.init_trackers("georeg-diffusion", config=as_plain(config), init_kwargs=name)
     return accelerator
 
 
-def _images(config: TrainConfig, given: Any) -> Images:
-    """The training images, of the size and the channels that the model, or its autoencoder, takes."""
-    channels = resolution = None
-    codec = load_codec(config.vae) if config.vae else None
-    if config.pretrained_model_name_or_path is not None:
-        pretrained = load(config.pretrained_model_name_or_path)
-        channels, resolution, _ = pretrained.sample_shape
-        codec = codec or pretrained.codec
-    elif config.model_config_name_or_path is not None:
-        channels = int(_new_unet(config.model_config_name_or_path).config.in_channels)
-    if codec is not None:
-        channels = int(codec.config.in_channels)
-        resolution = None if resolution is None else resolution * stride_of(codec)
-    images = open_images(config, given, channels=channels, resolution=resolution)
-    if channels is not None and channels != images.channels:
-        flag = "--vae" if config.vae else "--model-config-name-or-path"
-        flag = flag if config.pretrained_model_name_or_path is None else "--pretrained-model-name-or-path"
-        raise RunError(f"{flag}: the model has {channels} channels, the images of {images.name} have {images.channels}")
-    return images
-
-
-def _inputs(config: TrainConfig, images: Images, accelerator: Any) -> Images:
-    """What the network sees: the images, or their latents."""
-    codec = load_codec(config.vae) if config.vae else None
-    if codec is None and config.pretrained_model_name_or_path is not None:
-        codec = load(config.pretrained_model_name_or_path).codec
-    return images if codec is None else cached_latents(images, codec, _cache(config), accelerator)
-
-
-def _cache(config: TrainConfig) -> Path:
-    return config.cache_dir or config.output_dir / "cache"
+def _check_tracker(config: TrainConfig) -> None:
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise UsageError(f"--report-to: {config.report_to} is not installed: pip install {config.report_to}")
 
 
 def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes: int) -> list[Phase]:
@@ -222,70 +204,6 @@ def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes:
     return phases
 
 
-def _start(config: TrainConfig, images: Images, out: Path, phase: Phase) -> Bundle:
-    """The model that a phase begins from, for inputs of the size of ``images``."""
-    if phase.name != "pretrained" and _is_model(out / "pretrained"):
-        return load(out / "pretrained")
-    given = config.pretrained_model_name_or_path
-    if given is not None:
-        bundle = load(given)
-    else:
-        torch.manual_seed(config.seed)
-        bundle = _new_model(config, images)
-    if config.vae is not None:
-        # A network that came as a pipeline on pixels is saved as one on latents.
-        kind = None if bundle.codec is None else bundle.pipeline_class
-        bundle = replace(bundle, codec=load_codec(config.vae), pipeline_class=kind)
-    channels = bundle.sample_shape[0]
-    if channels != images.channels:
-        flag = "--pretrained-model-name-or-path" if given else "--model-config-name-or-path"
-        raise RunError(f"{flag}: the network takes {channels} channels, the latents have {images.channels}")
-    stride = backbone_of(bundle.network).stride(bundle.network)
-    if images.resolution % stride:
-        lower = images.resolution // stride * stride
-        raise UsageError(
-            f"--resolution: got {images.resolution}, expected a multiple of the network's stride {stride}, such as "
-            f"{lower or stride} or {lower + stride}"
-        )
-    if wants_lora(bundle, config):
-        torch.manual_seed(config.seed)
-        bundle = with_lora(bundle, given or "", config)
-    return bundle
-
-
-def _new_model(config: TrainConfig, images: Images) -> Bundle:
-    schedule = diffusers.DDPMScheduler(
-        num_train_timesteps=config.ddpm_num_steps,
-        beta_schedule=config.ddpm_beta_schedule,
-        prediction_type=config.prediction_type,
-        clip_sample=config.vae is None,  # latents have no bounds
-    )
-    if config.model_config_name_or_path is not None:
-        return Bundle(_new_unet(config.model_config_name_or_path), schedule)
-    # Small, since it is what a laptop trains in minutes; a larger one comes by --model-config-name-or-path.
-    network = diffusers.UNet2DModel(
-        sample_size=images.resolution,
-        in_channels=images.channels,
-        out_channels=images.channels,
-        layers_per_block=1,
-        block_out_channels=(32, 64, 64),
-        norm_num_groups=8,
-        attention_head_dim=16,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )
-    return Bundle(network, schedule)
-
-
-def _new_unet(file: Path) -> Any:
-    """An untrained network from its config.json."""
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        return diffusers.UNet2DModel.from_config(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--model-config-name-or-path: cannot build a UNet2DModel from {file}: {error}") from error
-
-
 def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_comparison: bool) -> None:
     """Score the models, write the pictures, and metrics.json last: it marks the run as finished."""
     names = ["base", "isometric"] if is_comparison else ["isometric"]
@@ -297,8 +215,8 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
         models = {name: load(out / name) for name in names}
         for bundle in models.values():
             bundle.to(device).network.eval()
-        if isinstance(images, Digits):
-            classifier = train_classifier(images, seed=config.seed, device=device)
+        if isinstance(images, Digits) or config.features is not None or _selects_by_fid(config):
+            classifier = _features(config, images, device)
         else:
             console.print(
                 f"no Fréchet distance: {images.name} has no feature network; `evaluate` measures an FID", style="dim"
@@ -320,8 +238,39 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
     base_isometry = scores["base"]["isometry"]["value"] if "base" in scores and config.normalize else None
     pictures.losses(logs, out / "loss.png", base_isometry=base_isometry)
     notes = {"features": classifier.name if classifier else None, "lambda_iso": config.lambda_iso, "seed": config.seed}
-    write_json(out / "metrics.json", {"models": scores, **notes})
+    record = {"models": scores, **notes}
+    for name in names:
+        trained_on = f"{len(images):,} images of {images.name} at {images.resolution}²"
+        write_card(out / name, name, config, record, trained_on=trained_on)
+    write_json(out / "metrics.json", record)
     _print_table(out)
+    _push(config)
+
+
+def _selects_by_fid(config: TrainConfig) -> bool:
+    return config.validation_steps is not None and config.select_by == "fid"
+
+
+def _features(config: TrainConfig, images: Images, device: Any) -> FeatureNetwork:
+    """What measures Fréchet distances."""
+    if config.features in (None, "digits") and isinstance(images, Digits):
+        return train_classifier(images, seed=config.seed, device=device)
+    return open_features(
+        config.features or "inception",
+        resolution=images.resolution,
+        inception_weights=config.inception_weights,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _push(config: TrainConfig) -> None:
+    """Upload the isometric model, where that was asked for."""
+    if not config.push_to_hub or int(os.environ.get("RANK", "0")):
+        return
+    out = config.output_dir
+    extras = [out / name for name in ("samples.png", "metrics.json") if (out / name).is_file()]
+    console.print(f"Uploaded: {push(out / 'isometric', claim_repository(config), extras)}", highlight=False)
 
 
 def _prompt(config: TrainConfig, images: Images, bundle: Bundle) -> str | None:
@@ -340,7 +289,8 @@ def _print_table(out: Path) -> None:
         title = f"{out}: scores (λ = {record['lambda_iso']:g}, seed {record['seed']})"
         console.print(comparison(record["models"], title, ROWS))
         if record["features"]:
-            console.print(f"Fréchet distance on {record['features']}; it is no FID.", style="dim")
+            is_fid = record["features"].startswith("FID's")
+            console.print(f"Fréchet distance on {record['features']}{'' if is_fid else '; it is no FID'}.", style="dim")
     console.print("\nLook at:")
     for name in ("samples.png", "interpolation.png", "loss.png", "metrics.json", "base", "isometric"):
         if (out / name).exists():
