@@ -10,8 +10,8 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The presets there are."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    """The presets there are, those that need no network first."""
+    return sorted((file.stem for file in _FOLDER.glob("*.yaml")), key=lambda name: (not name.startswith("digits"), name))
 
 
 def path_of(name: str) -> Path:

@@ -61,7 +61,8 @@ def _text(folder: Path, name: str, config: TrainConfig, record: dict[str, Any], 
             entries = [models[model].get(key) for model in models]
             if any(entries):
                 lines.append(f"| {label.strip()} | {' | '.join(_cell(entry) for entry in entries)} |")
-                protocols.append(f"- {label.strip()}: {next(entry for entry in entries if entry)['protocol']}")
+                protocol = next(entry for entry in entries if entry).get("protocol")
+                protocols += [f"- {label.strip()}: {protocol}"] if protocol else []
         lines += ["", "± one standard error.", "", *protocols]
         if record.get("features"):
             lines += ["", f"Fréchet distance on {record['features']}."]
