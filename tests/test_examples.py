@@ -170,6 +170,15 @@ def test_vae_warmup(tmp_path):
         assert rows[name][0] < 1.1 * elbo
 
 
-@pytest.mark.parametrize("name", ["plain_loop.py", "lightning_module.py", "vae_warmup.py"])
+def test_inspect_geometry(tmp_path):
+    printed = run_example("inspect_geometry.py", tmp_path)
+    assert is_picture(tmp_path / "inspect_geometry.png")
+    rows = re.findall(rf"^(before|after) t = (\d+): isometry loss {NUMBER}", printed, re.M)
+    losses = {(name, int(t)): float(loss) for name, t, loss in rows}
+    assert losses["after", 950] < losses["before", 950]
+    assert "suggested p: 0.4" in printed
+
+
+@pytest.mark.parametrize("name", ["inspect_geometry.py", "plain_loop.py", "lightning_module.py", "vae_warmup.py"])
 def test_examples_stay_short(name):
     assert len((EXAMPLES / name).read_text().splitlines()) < 80

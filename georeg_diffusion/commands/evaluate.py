@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from georeg_diffusion.commands.options import ModelOptions
+from georeg_diffusion.commands.options import ModelOptions, timesteps_of
 from georeg_diffusion.options import option
 
 if TYPE_CHECKING:
@@ -87,17 +87,13 @@ class EvaluateConfig(ModelOptions):
 CONFIG = EvaluateConfig
 
 
-class _UnfinishedError(Exception):
-    """Leaves the workspace without marking the run as finished, so that the same command goes on with it."""
-
-
 def run(config: EvaluateConfig) -> None:
     """Score the models, and write metrics.json and report.html."""
     import shutil
     import time
     from math import inf
 
-    from georeg_diffusion.commands.workspace import workspace
+    from georeg_diffusion.commands.workspace import UnfinishedError, workspace
     from georeg_diffusion.errors import RunError
     from georeg_diffusion.evaluation.catalogue import chosen
     from georeg_diffusion.evaluation.runner import evaluate
@@ -106,45 +102,39 @@ def run(config: EvaluateConfig) -> None:
     deadline = inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     scores = chosen(config.scores)
     failure = None
-    try:
-        with workspace(config, "evaluate") as work:
-            state = work.folder / "state"
-            if not work.resumed:
-                shutil.rmtree(state, ignore_errors=True)
-            settings = _settings(config, work)
-            metrics: dict[str, Any] = {"models": {name: {} for name in settings}, **_notes(config, work)}
+    with workspace(config, "evaluate") as work:
+        state = work.folder / "state"
+        if not work.resumed:
+            shutil.rmtree(state, ignore_errors=True)
+        settings = _settings(config, work, deadline)
+        metrics: dict[str, Any] = {"models": {name: {} for name in settings}, **_notes(config, work)}
 
-            def keep(model: str, score: str, outcome: Outcome) -> None:
-                from georeg_diffusion.files import write_json
+        def keep(model: str, score: str, outcome: Outcome) -> None:
+            from georeg_diffusion.files import write_json
 
-                metrics["models"][model][score] = outcome.as_json()
-                write_json(work.path("metrics.json"), metrics)
+            metrics["models"][model][score] = outcome.as_json()
+            write_json(work.path("metrics.json"), metrics)
 
-            found = evaluate(settings, scores, state=state, deadline=deadline, on_outcome=keep)
-            _show(config, work, settings, metrics, scores, deadline)
-            outcomes = [outcome for model in found.values() for outcome in model.values()]
-            failed = {
-                f"{name}: {outcome.failure}"
-                for model in found.values()
-                for name, outcome in model.items()
-                if outcome.failure
-            }
-            if config.scores is not None and failed:
-                failure = "; ".join(sorted(failed))
-                raise _UnfinishedError
-            if any(outcome.failure is None and not outcome.is_finished for outcome in outcomes):
-                text = f"Stopped after {config.max_minutes:g} minutes; results so far are in {work.folder}"
-                console.print(f"{text}, and the same command goes on from here", highlight=False)
-                raise _UnfinishedError
-    except _UnfinishedError:
-        pass
+        found = evaluate(settings, scores, state=state, deadline=deadline, on_outcome=keep)
+        _show(config, work, settings, metrics, scores, deadline)
+        outcomes = [outcome for model in found.values() for outcome in model.values()]
+        failed = {
+            f"{name}: {outcome.failure}" for model in found.values() for name, outcome in model.items() if outcome.failure
+        }
+        if config.scores is not None and failed:
+            failure = "; ".join(sorted(failed))
+            raise UnfinishedError
+        if any(outcome.failure is None and not outcome.is_finished for outcome in outcomes):
+            text = f"Stopped after {config.max_minutes:g} minutes; results so far are in {work.folder}"
+            console.print(f"{text}, and the same command goes on from here", highlight=False)
+            raise UnfinishedError
     if failure is not None:
         raise RunError(failure)
 
 
-def _settings(config: EvaluateConfig, work: Workspace) -> dict[str, Setting]:
+def _settings(config: EvaluateConfig, work: Workspace, deadline: float) -> dict[str, Setting]:
     """The baseline first, then the model, by the names of their folders."""
-    from georeg_diffusion.errors import RunError, UsageError
+    from georeg_diffusion.errors import RunError
     from georeg_diffusion.evaluation.setting import Setting
     from georeg_diffusion.evaluation.tools import tools
 
@@ -170,12 +160,9 @@ def _settings(config: EvaluateConfig, work: Workspace) -> dict[str, Setting]:
         batch_size=config.batch_size,
         device=work.device,
         cache=work.folder / "cache",
+        deadline=deadline,
     )
     ppl = config.ppl_protocol or ("paper" if config.protocol == "paper" else "stylegan2")
-    try:
-        timesteps = None if config.timesteps is None else tuple(int(part) for part in config.timesteps.split(","))
-    except ValueError as error:
-        raise UsageError(f"--timesteps: got {config.timesteps!r}, expected whole numbers such as 600,800") from error
     return {
         name: Setting(
             bundle=bundle,
@@ -186,7 +173,7 @@ def _settings(config: EvaluateConfig, work: Workspace) -> dict[str, Setting]:
             num_inference_steps=config.num_inference_steps,
             batch_size=config.batch_size,
             device=work.device,
-            timesteps=timesteps,
+            timesteps=timesteps_of(config.timesteps),
             compat=config.compat,
             at=config.h_module,
             prompt=config.prompt,

@@ -44,7 +44,7 @@ CONFIG = InterpolateConfig
 
 def run(config: InterpolateConfig) -> None:
     """Interpolate with one model or two, write the pictures and print how even the steps are."""
-    from georeg_diffusion.commands.workspace import workspace
+    from georeg_diffusion.commands.workspace import names_of, workspace
     from georeg_diffusion.denoiser import conditioned
     from georeg_diffusion.files import write_json
     from georeg_diffusion.progress import console
@@ -53,7 +53,7 @@ def run(config: InterpolateConfig) -> None:
 
     with workspace(config, "interpolate") as work:
         paths = [config.model] if config.baseline is None else [config.baseline, config.model]
-        names = _names(paths)
+        names = names_of(paths)
         rows, distances, ends = {}, {}, ("", "")
         for name, path in zip(names, paths, strict=True):
             bundle = work.open(path)
@@ -129,16 +129,6 @@ def _walk(config: InterpolateConfig, denoiser: Denoiser, sha256: str, name: str)
     chunks = path.split(config.batch_size)
     images = [ddim_sample(denoiser, x, steps, start=a.start) for x in track(chunks, f"Sampling {name}", len(chunks))]
     return torch.cat(images).float().cpu(), (a.name, b.name)
-
-
-def _names(paths: list[str]) -> list[str]:
-    """Short names that differ: last parts of the paths, as many as it takes."""
-    parts = [[part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [path] for path in paths]
-    for count in range(1, max(len(p) for p in parts) + 1):
-        names = ["/".join(p[-count:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _refuse_shapes(rows: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from georeg_diffusion.errors import UsageError
 from georeg_diffusion.options import argument, option
 
 _CONDITION, _RUN = "Condition of the model", "Run"
@@ -40,3 +41,15 @@ class ModelOptions:
         panel=_RUN,
         choices=("float32", "float16", "bfloat16", "float64"),
     )
+
+
+def timesteps_of(text: str | None) -> tuple[int, ...] | None:
+    """What ``--timesteps`` names, such as ``600,800``; None without it.
+
+    Raises:
+        UsageError: anything but whole numbers.
+    """
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--timesteps: got {text!r}, expected whole numbers such as 600,800") from error

@@ -26,6 +26,10 @@ from georeg_diffusion.progress import console
 _FREE = ("output_dir", "overwrite", "max_minutes", "device", "batch_size")
 
 
+class UnfinishedError(Exception):
+    """Leaves a workspace without marking its run as finished, so that the same command goes on with it."""
+
+
 @dataclass
 class Workspace:
     """A claimed output folder and what was asked for.
@@ -74,7 +78,8 @@ def workspace(config: ModelOptions, command: str) -> Iterator[Workspace]:
     """Claim the output folder, and write run.json there at the start and once the block has ended well.
 
     A finished run is never overwritten without ``--overwrite``; an unfinished one of the same options goes on
-    (``resumed``); a folder of another run or of foreign files is refused.
+    (``resumed``); a folder of another run or of foreign files is refused. A block that raises :class:`UnfinishedError` stays
+    unfinished, and the error goes no further.
 
     Raises:
         UsageError: the folder cannot be claimed; an unknown device.
@@ -102,6 +107,8 @@ def workspace(config: ModelOptions, command: str) -> Iterator[Workspace]:
     start = time.monotonic()
     try:
         yield work
+    except UnfinishedError:
+        return
     except BaseException:
         if not work.files and not resumed:  # refused before it wrote anything: leave the folder as it was
             _restore(folder, before)
@@ -185,3 +192,13 @@ def _only_model_in(path: str) -> str:
         if inside:
             raise RunError(f"{folder} is no model itself but holds some; name one of them: {', '.join(inside)}")
     return path
+
+
+def names_of(paths: list[str]) -> list[str]:
+    """Short names that differ: last parts of the paths, as many as it takes."""
+    parts = [[part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [path] for path in paths]
+    for count in range(1, max(len(p) for p in parts) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({i + 1})" for i, name in enumerate(names)]

@@ -7,9 +7,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-import georeg
 from georeg import Estimate, SpectralMoments, jackknife, register
 from georeg_diffusion.evaluation.batches import batches, indices, num_pieces
+from georeg_diffusion.evaluation.geometry import ISOMETRY, geometry_of, moments_at
 from georeg_diffusion.evaluation.score import Result, Score
 from georeg_diffusion.evaluation.setting import NOISY_HALF, Setting
 
@@ -73,21 +73,7 @@ class Isometry(Score):
         setting = self.setting
         x = setting.noised(rows, t)
         encode = setting.encoder(t, [setting.seed + row for row in rows])
-        with torch.no_grad():
-            moments = georeg.spectral_moments(
-                encode,
-                x,
-                domain=georeg.Sphere(),
-                estimator=georeg.Hutchinson(self.num_probes),
-                generator=setting.draws(rows, t, 1),
-                chunk_size=1,
-            )
-        return {
-            "trace": moments.trace.double().cpu(),
-            "trace_sq": moments.trace_sq.double().cpu(),
-            "rank": torch.full((len(x),), moments.rank),
-            "sphericity": x.flatten(1).square().mean(1).double().cpu(),
-        }
+        return moments_at(encode, x, num_probes=self.num_probes, generator=setting.draws(rows, t, 1))
 
     def compute(self) -> Result:
         setting = self.setting
@@ -106,25 +92,22 @@ class Isometry(Score):
         trace, square = state["trace"], state["trace_sq"]
         if not bool(torch.isfinite(trace + square).all()) or not bool((trace.sum(0) > 0).all()):
             return Result(None, None, n, setting.seed, f"{protocol}; τ₁ is 0 or not finite: h does not depend on x_t")
-        loss, conformal = georeg.IsometryLoss(normalize=True), georeg.ConformalLoss(normalize=True)
-        moments = [SpectralMoments(trace[:, i], square[:, i], rank) for i in range(len(self.timesteps))]
-        per_t, conformality = [jackknife(loss, m) for m in moments], [jackknife(conformal, m) for m in moments]
-        ranks = [Estimate.of(m.trace.square() / m.trace_sq) for m in moments]
-        spheres = state["sphericity"]
-        pooled = jackknife(loss, SpectralMoments(trace[:, counted].flatten(), square[:, counted].flatten(), rank))
+        at_each = [geometry_of({key: value[:, i] for key, value in state.items()}) for i in range(len(self.timesteps))]
+        found = [one for one in at_each if one is not None]  # all of them: τ₁ is finite and not 0, as was just seen
+        pooled = jackknife(ISOMETRY, SpectralMoments(trace[:, counted].flatten(), square[:, counted].flatten(), rank))
         details = {
             "timesteps": self.timesteps,
-            "isometry": [one.value for one in per_t],
-            "isometry_stderr": [one.stderr for one in per_t],
-            "conformality": [one.value for one in conformality],
-            "effective_rank": [one.value for one in ranks],
+            "isometry": [one.isometry.value for one in found],
+            "isometry_stderr": [one.isometry.stderr for one in found],
+            "conformality": [one.conformality.value for one in found],
+            "effective_rank": [one.effective_rank.value for one in found],
             "dimension": rank,
-            "sphericity": spheres.mean(0).tolist(),
-            "sphericity_std": spheres.std(0).tolist() if n > 1 else [None] * len(self.timesteps),
+            "sphericity": [one.sphericity.value for one in found],
+            "sphericity_std": [one.sphericity_std for one in found],
             "pooled_over_t": {"value": pooled.value, "stderr": pooled.stderr},
         }
         both = torch.stack([trace[:, counted], square[:, counted]], 2)
-        return Result.of(_mean_over_t(loss, both, rank), seed=setting.seed, protocol=protocol, details=details)
+        return Result.of(mean_over_t(both, rank), seed=setting.seed, protocol=protocol, details=details)
 
     def state(self) -> dict[str, Tensor]:
         if not self.parts:
@@ -135,12 +118,12 @@ class Isometry(Score):
         self.parts = [state] if state else []
 
 
-def _mean_over_t(loss: georeg.IsometryLoss, moments: Tensor, rank: int) -> Estimate:
+def mean_over_t(moments: Tensor, rank: int) -> Estimate:
     """Jackknifed mean over t of the pooled loss, from ``(n, T, 2)``: an image is left out at all timesteps at once."""
     n, total = len(moments), moments.sum(0)
-    whole = loss.value(total / n, rank).mean()
+    whole = ISOMETRY.value(total / n, rank).mean()
     if n == 1:
         return Estimate(float(whole), None, 1)
-    without = loss.value((total - moments) / (n - 1), rank).mean(1)
+    without = ISOMETRY.value((total - moments) / (n - 1), rank).mean(1)
     value = n * whole - (n - 1) * without.mean()
     return Estimate(float(value), float(((n - 1) / n * (without - without.mean()).square().sum()).sqrt()), n)

@@ -221,7 +221,10 @@ class Setting:
     def noised(self, rows: Sequence[int], t: int) -> Tensor:
         """x_t of real images; the noise of image i at t follows from seed + i and t alone."""
         with torch.no_grad():
-            x0 = self.bundle.encode(self.real(rows))
+            return self.diffused(self.bundle.encode(self.real(rows)), rows, t)
+
+    def diffused(self, x0: Tensor, rows: Sequence[int], t: int) -> Tensor:
+        """x_t of clean samples, with the noise of :meth:`noised`."""
         noise = torch.stack([torch.randn(x0.shape[1:], generator=draw) for draw in self.draws(rows, t)])
         steps = network_timesteps(self.bundle.scheduler, torch.full((len(x0),), t))
         return noised_at(self.bundle.scheduler, x0, noise.to(x0), steps)
