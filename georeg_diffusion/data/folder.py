@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +70,7 @@ class ImageFolder(Images):
         self.name, self.resolution = folder.resolve().name, resolution
         self.files: list[Path] = []
         self.skipped: list[tuple[Path, str]] = []
-        for file in track(found, "Reading images", len(found)):
-            reason = _unreadable(file)
+        for file, reason in track(zip(found, _reasons(found), strict=True), "Reading images", len(found)):
             if reason is None:
                 self.files.append(file)
             elif strict:
@@ -135,6 +136,13 @@ def _labels(folder: Path, files: list[Path]) -> Tensor | None:
         return None
     names = {name: number for number, name in enumerate(sorted({part[0] for part in parts}))}
     return torch.tensor([names[part[0]] for part in parts]) if len(names) > 1 else None
+
+
+def _reasons(files: list[Path]) -> Iterator[str | None]:
+    """Of each file why it cannot be decoded, or None; by several threads, since Pillow decodes outside Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(files), 256):
+            yield from pool.map(_unreadable, files[first : first + 256])
 
 
 def _unreadable(file: Path) -> str | None:

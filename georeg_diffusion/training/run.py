@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from georeg_diffusion.evaluation.feature_network import FeatureNetwork
 from georeg_diffusion.evaluation.features import open_features
 from georeg_diffusion.evaluation.scorecard import ROWS, score
 from georeg_diffusion.files import replacing, write_json
-from georeg_diffusion.options import as_plain, flag_of
+from georeg_diffusion.options import as_plain, flag_of, resolve
 from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
 from georeg_diffusion.report.table import comparison
@@ -66,6 +66,8 @@ def run(config: TrainConfig, images: Any = None) -> None:
         UsageError: options that contradict each other, or an output folder of another run.
         RunError: data or models that cannot be used.
     """
+    # From Python a configuration has not passed the command line's checks, and its paths may be strings.
+    config = resolve(TrainConfig, [], {entry.name: getattr(config, entry.name) for entry in fields(config)})
     if images is not None:  # recorded by name, so that nobody takes them for the digits
         name = getattr(images, "name", type(images).__name__)
         config = replace(config, train_data_dir=Path(f"{name} (given in Python)"))

@@ -1,6 +1,7 @@
 """Training images from folders with captions, data sets of Hugging Face and torch, and what is done to them."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -289,10 +290,12 @@ def test_a_grey_data_set_trains_a_grey_model_from_scratch(tmp_path, table):
 def test_training_on_a_torch_data_set_through_python(tmp_path, model):
     config = TrainConfig(
         pretrained_model_name_or_path=str(model), max_train_steps=1, train_batch_size=4, evaluate=False, cpu=True,
-        report_to="none", output_dir=tmp_path / "out",
+        report_to="none", output_dir=str(tmp_path / "out"),
     )  # fmt: skip
     georeg_diffusion.train(config, torch.utils.data.TensorDataset(torch.rand(5, 1, 12, 9)))
     assert load(tmp_path / "out" / "isometric").sample_shape == (1, 8, 8)
+    with pytest.raises(UsageError, match="--learning-rate: got nan"):
+        georeg_diffusion.train(replace(config, learning_rate=float("nan")))
     with pytest.raises(RunError, match=r"TensorDataset \(given in Python\)"):
         from georeg_diffusion.evaluation.real_images import real_images
 
