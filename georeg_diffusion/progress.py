@@ -46,13 +46,13 @@ class Bar:
         self._note = ""
         self.task = display.add_task(description, total=total, completed=completed, note="") if display else None
 
-    def advance(self, note: str | None = None) -> None:
-        """One step further, with an optional remark beside the bar."""
-        self.completed += 1
+    def advance(self, note: str | None = None, *, steps: int = 1) -> None:
+        """One step further, or several, with an optional remark beside the bar."""
+        before, self.completed = self.completed, self.completed + steps
         self._note = self._note if note is None else note
         if self.display is not None and self.task is not None:
-            self.display.update(self.task, advance=1, note=self._note)
-        elif not self.quiet and (self.completed * 10) // self.total > ((self.completed - 1) * 10) // self.total:
+            self.display.update(self.task, advance=steps, note=self._note)
+        elif not self.quiet and (self.completed * 10) // self.total > (before * 10) // self.total:
             console.print(f"{self.description}: {self.completed}/{self.total}  {self._note}".rstrip())
 
     def note(self, text: str) -> None:

@@ -95,7 +95,7 @@ class Mrtl(Score):
         if not bool(torch.isfinite(rtl).all()):
             return Result(None, None, n, setting.seed, f"{protocol}; h is not finite, or returns to where it began")
         curve = rtl[:, 0]
-        details = {
+        details: dict[str, object] = {
             "perfect": float(diagnostics.great_circle_ratio(state["angle"]).mean()),
             "path": float(state["path"][:, 0].mean()),
             "segments": {str(s // every): float(rtl[:, i].mean()) for i, every in enumerate((1, 2, 4))},
@@ -103,6 +103,12 @@ class Mrtl(Score):
             "rtl": curve.mean(0).tolist(),
             "rtl_stderr": (curve.std(0) / n**0.5).tolist() if n > 1 else None,
         }
+        if setting.dtype.itemsize < 4:
+            details["caution"] = (
+                f"measured in {str(setting.dtype).removeprefix('torch.')}, whose rounding makes paths in h zigzag "
+                "and so longer; take --dtype float32"
+            )
+            protocol += f"; {details['caution']}"
         return Result.of(Estimate.of(curve.mean(1)), seed=setting.seed, protocol=protocol, details=details)
 
     def state(self) -> dict[str, Tensor]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError
 from georeg_diffusion.evaluation.feature_moments import FeatureMoments
 from georeg_diffusion.evaluation.feature_network import FeatureNetwork, features_of
+from georeg_diffusion.evaluation.score import OutOfTimeError
 from georeg_diffusion.files import replacing
-from georeg_diffusion.progress import track
+from georeg_diffusion.progress import Bar, progress
 
 _KEPT = 10_000
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,11 @@ def reference_of(
     cache: Path | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    deadline: float = math.inf,
 ) -> Reference:
     """Statistics of a set of images, all of them, un-augmented.
+
+    With a cache, features are kept in parts of 1,024 images until all are there, so that little is lost in between.
 
     Args:
         images: at the model's resolution.
@@ -59,30 +67,68 @@ def reference_of(
             (names, sizes and dates of files), their resolution and their number.
         batch_size: images at once.
         device: where the network is.
+        deadline: by ``time.monotonic()``.
 
     Raises:
         RunError: fewer than two images.
+        OutOfTimeError: the deadline has passed.
     """
     if len(images) < 2:
         raise RunError(f"--reference: {images.name} holds {len(images)} image, expected at least 2 for a covariance")
     name = f"{len(images):,} images of {images.name} at {images.resolution}²"
     target = None if cache is None else cache / f"reference-{_fingerprint(images, network)}.safetensors"
-    state = _read(target)
+    state = _read(target, "mean", "covariance", "features")
     if state is None:
         moments, kept = None, []
         chosen = set(np.linspace(0, len(images) - 1, min(_KEPT, len(images)), dtype=int).tolist())
-        chunks = torch.arange(len(images)).split(batch_size)
-        for rows in track(chunks, "Features of real images", len(chunks)):
-            features = features_of(network, images.batch(rows).to(device)).cpu()
-            part = FeatureMoments.of(features)
-            moments = part if moments is None else moments + part
-            kept.append(features[[int(row) in chosen for row in rows]])
+        parts = torch.arange(len(images)).split(_PART)
+        files = [
+            None if target is None else target.with_name(f"{target.stem}-part{i}.safetensors") for i in range(len(parts))
+        ]
+        with progress("Features of real images", len(images)) as bar:
+            for rows, file in zip(parts, files, strict=True):
+                features = _part(images, network, rows.split(batch_size), file, device, deadline, bar)
+                part = FeatureMoments.of(features)
+                moments = part if moments is None else moments + part
+                kept.append(features[[int(row) in chosen for row in rows]])
         assert moments is not None
         state = {"mean": moments.mean, "covariance": moments.covariance, "features": torch.cat(kept)}
-        if target is not None:
-            with replacing(target) as scratch:
-                save_file({key: value.contiguous() for key, value in state.items()}, scratch)
+        _write(target, state)
+        for file in files:
+            if file is not None:
+                file.unlink(missing_ok=True)
     return Reference(name, state["mean"], state["covariance"], len(images), state["features"])
+
+
+def _part(
+    images: Images,
+    network: FeatureNetwork,
+    batches: Sequence[Tensor],
+    file: Path | None,
+    device: torch.device | str,
+    deadline: float,
+    bar: Bar,
+) -> Tensor:
+    """Features of some of the images, kept in a file."""
+    count = sum(map(len, batches))
+    known = _read(file, "features")
+    if known is not None and len(known["features"]) == count:
+        bar.advance(steps=count)
+        return known["features"]
+    found = []
+    for rows in batches:
+        if time.monotonic() >= deadline:
+            raise OutOfTimeError(f"out of time after the features of {bar.completed:,} of {len(images):,} real images")
+        found.append(features_of(network, images.batch(rows).to(device)).cpu())
+        bar.advance(steps=len(rows))
+    _write(file, {"features": torch.cat(found)})
+    return torch.cat(found)
+
+
+def _write(target: Path | None, state: dict[str, Tensor]) -> None:
+    if target is not None:
+        with replacing(target) as scratch:
+            save_file({key: value.contiguous() for key, value in state.items()}, scratch)
 
 
 def _fingerprint(images: Images, network: FeatureNetwork) -> str:
@@ -92,7 +138,7 @@ def _fingerprint(images: Images, network: FeatureNetwork) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(target: Path | None) -> dict[str, Tensor] | None:
+def _read(target: Path | None, *names: str) -> dict[str, Tensor] | None:
     """What was kept; a damaged file is made anew."""
     if target is None or not target.is_file():
         return None
@@ -100,7 +146,7 @@ def _read(target: Path | None) -> dict[str, Tensor] | None:
         state: dict[str, Tensor] = load_file(target)
     except (OSError, SafetensorError):
         return None
-    return state if {"mean", "covariance", "features"} <= set(state) else None
+    return state if set(names) <= set(state) else None
 
 
 def reference_from_file(file: Path) -> Reference:

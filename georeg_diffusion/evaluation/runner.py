@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from georeg_diffusion.errors import RunError
-from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.score import OutOfTimeError, Result, Score
 from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.files import replacing
 from georeg_diffusion.progress import progress
@@ -32,17 +32,19 @@ class Outcome:
         result: the score of the pieces that were worked off.
         failure: why it could not be measured, with the remedy; None where it could.
         done, pieces: of the work.
+        delay: what took all the time before the work could begin; None where it began.
     """
 
     result: Result
     failure: str | None
     done: int
     pieces: int
+    delay: str | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether all of the work is done."""
-        return self.failure is None and self.done == self.pieces
+        return self.failure is None and self.delay is None and self.done == self.pieces
 
     def as_json(self) -> dict[str, Any]:
         """As ``metrics.json`` holds it; a number that is not finite becomes null, and the protocol names it."""
@@ -53,7 +55,9 @@ class Outcome:
         if record["ci"] is not None and not all(map(math.isfinite, record["ci"])):
             record["protocol"] += "; the interval is not finite"
             record["ci"] = None
-        if self.failure is None and not self.is_finished:
+        if self.delay is not None:
+            record["protocol"] += f": {self.delay}"
+        elif self.failure is None and not self.is_finished:
             record["protocol"] += f"; stopped after {self.done} of {self.pieces} pieces of work"
         return _finite(record | {"finished": self.is_finished})
 
@@ -96,7 +100,9 @@ def evaluate(
     found: dict[str, dict[str, Outcome]] = {model: {} for model in settings}
     for (model, name), job in jobs.items():
         title = f"{model}: {name}" if len(settings) > 1 else name
-        if isinstance(job, str):
+        if isinstance(job, OutOfTimeError):
+            outcome = Outcome(Result(None, None, 0, settings[model].seed, "not measured yet"), None, 0, 0, str(job))
+        elif isinstance(job, str):
             outcome = _failed(settings[model].seed, job)
         else:
             target = None if state is None else state / f"{model}-{name}-{_fingerprint(settings[model])}.safetensors"
@@ -106,10 +112,12 @@ def evaluate(
     return found
 
 
-def _made(score: type[Score], setting: Setting) -> Score | str:
+def _made(score: type[Score], setting: Setting) -> Score | OutOfTimeError | str:
     """The score, or why it cannot be had."""
     try:
         return score.of(setting)
+    except OutOfTimeError as error:
+        return error
     except (RunError, ValueError) as error:
         return _reason(error)
 

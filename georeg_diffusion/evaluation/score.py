@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor
 
 from georeg import Estimate
+from georeg_diffusion.errors import RunError
 
 if TYPE_CHECKING:
     from georeg_diffusion.evaluation.setting import Setting
+
+
+class OutOfTimeError(RunError):
+    """The time that was given is over before something expensive was built; a later call goes on from there."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TypedDict
 
@@ -42,6 +43,7 @@ def tools(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
+    deadline: float = math.inf,
 ) -> Tools:
     """The tools for images of a shape.
 
@@ -60,6 +62,7 @@ def tools(
         batch_size: real images at once.
         device: where to compute.
         cache: folder to keep features of the real images in.
+        deadline: by ``time.monotonic()``, of measuring the real images.
     """
     statistics = Path(reference) if reference is not None and reference.endswith(".npz") else None
     images = Once(lambda: real_images(None if statistics else reference, model, shape))
@@ -105,6 +108,6 @@ def tools(
     def real() -> Reference:
         if statistics is not None:
             return reference_from_file(statistics)
-        return reference_of(images(), measure(), cache=cache, batch_size=batch_size, device=device)
+        return reference_of(images(), measure(), cache=cache, batch_size=batch_size, device=device, deadline=deadline)
 
     return Tools(images=images, features=measure, distance=distance, classifier=labels, reference=real)

@@ -79,8 +79,7 @@ def strips(setting: Setting, title: str, *, deadline: float = math.inf) -> Strip
                 if time.monotonic() >= deadline:
                     return False
                 made.append(_small(decode(batch)))
-                for _ in batch:
-                    bar.advance()
+                bar.advance(steps=len(batch))
             return True
 
         is_done = make(rows[:SAMPLES], lambda batch: setting.sample([setting.seed + i for i in batch], steps))

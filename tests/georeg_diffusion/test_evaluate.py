@@ -77,6 +77,17 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(evaluate, tmp_path
     assert evaluate("--scores", "mrtl", "--overwrite")[0] == 0
 
 
+def test_time_that_ends_while_real_images_are_measured(evaluate):
+    options = ("--scores", "fid,mrtl", "--reference", "digits", "--features", "digits")
+    code, metrics, text = evaluate(*options, "--max-minutes", "0")
+    assert code == 0, text
+    assert "not measured yet: out of time after the features of 0 of 1,797" in metrics["models"]["small"]["fid"]["protocol"]
+    assert "goes on from here" in text
+    code, metrics, text = evaluate(*options)
+    assert code == 0, text
+    assert metrics["models"]["small"]["fid"]["value"] > 0
+
+
 def test_without_real_images_the_rest_is_measured(evaluate):
     code, metrics, text = evaluate("--scores", "mrtl,mcn")
     assert code == 1

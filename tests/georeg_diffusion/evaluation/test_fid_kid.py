@@ -15,6 +15,7 @@ from georeg_diffusion.evaluation.generated import GROUPS, PIECE, STUDENT, Genera
 from georeg_diffusion.evaluation.kid import Kid
 from georeg_diffusion.evaluation.mmd import polynomial_mmd
 from georeg_diffusion.evaluation.reference import Reference, reference_from_file, reference_of
+from georeg_diffusion.evaluation.score import OutOfTimeError
 from georeg_diffusion.sampling.noise import seeded_noise
 
 PIXELS = FeatureNetwork("the pixels", nn.Flatten())
@@ -168,6 +169,28 @@ def test_the_reference_is_kept_by_features_images_and_resolution(tmp_path):
     for file in tmp_path.glob("reference-*"):
         file.write_bytes(b"damaged")
     assert reference_of(Digits(8), network, cache=tmp_path).count == 1797
+
+
+def test_a_reference_out_of_time_goes_on_where_it_was(tmp_path, monkeypatch):
+    seen = []
+
+    class Counting(nn.Flatten):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(nn.functional.adaptive_avg_pool2d(x, 2))
+
+    network = FeatureNetwork("pooled", Counting())
+    whole = reference_of(Digits(8), network)
+    seen.clear()
+    clock = iter(range(10_000))
+    monkeypatch.setattr("georeg_diffusion.evaluation.reference.time.monotonic", lambda: next(clock))
+    with pytest.raises(OutOfTimeError, match="1,216 of 1,797 real images"):
+        reference_of(Digits(8), network, cache=tmp_path, deadline=19)
+    found = reference_of(Digits(8), network, cache=tmp_path)
+    assert sum(seen) == 1797 + 192, "only the part that was not finished is measured again"
+    torch.testing.assert_close(found.covariance, whole.covariance, rtol=1e-12, atol=0)
+    assert torch.equal(found.features, whole.features)
+    assert len(list(tmp_path.iterdir())) == 1, "parts were left behind"
 
 
 def test_published_statistics(tmp_path):

@@ -226,6 +226,13 @@ def test_mrtl_of_a_straight_image_is_one(setting):
     assert min(turning) == pytest.approx(1, abs=1e-9)
 
 
+def test_mrtl_in_half_precision_is_warned_of(setting):
+    one = setting(torch.eye(64), num_samples=2)
+    assert "caution" not in run(Mrtl(one)).details
+    one.bundle.network.to(torch.bfloat16)
+    assert "measured in bfloat16" in run(Mrtl(one)).details["caution"]
+
+
 @pytest.mark.parametrize("segments", [0, 3, 6])
 def test_segments_that_cannot_be_halved_twice(setting, segments):
     with pytest.raises(ValueError, match="multiple of 4"):

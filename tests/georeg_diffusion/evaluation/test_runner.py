@@ -10,7 +10,7 @@ import torch
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.once import Once
 from georeg_diffusion.evaluation.runner import Outcome, evaluate
-from georeg_diffusion.evaluation.score import Result, Score
+from georeg_diffusion.evaluation.score import OutOfTimeError, Result, Score
 
 
 class Sum(Score):
@@ -124,6 +124,20 @@ def test_an_option_that_is_wrong_is_found_before_any_work(score, make_setting):
 def test_a_record_is_strict_json(score, make_setting):
     record = evaluate({"model": make_setting()}, {"sum": score})["model"]["sum"].as_json()
     assert json.loads(json.dumps(record, allow_nan=False))["details"] == {"nan": None, "in": [None]}
+
+
+def test_a_tool_out_of_time_leaves_the_score_undone_and_not_failed(score, make_setting):
+    class Late(score):
+        @classmethod
+        def of(cls, setting):
+            raise OutOfTimeError("out of time after 3 of 9 images")
+
+    found = evaluate({"model": make_setting()}, {"late": Late, "sum": score})["model"]
+    assert found["late"].failure is None
+    assert not found["late"].is_finished
+    assert found["late"].as_json()["protocol"] == "not measured yet: out of time after 3 of 9 images"
+    assert found["late"].as_json()["finished"] is False
+    assert found["sum"].result.value == 10
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
