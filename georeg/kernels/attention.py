@@ -7,7 +7,7 @@ For tangents (q̇, k̇, v̇) and a cotangent c, with E = c vᵀ, Ṡ = s(q̇ k�
     pushforward   T = Ṗ v + P v̇            with Ṗ = P (Ṡ − m)
     pullback      V = (s A k, s Aᵀ q, Pᵀ c)  with A = P (E − D)
 
-The row sums need no pass over the matrix: D = ⟨c, P v⟩ and m = s(⟨q̇, P k⟩ + ⟨q, P k̇⟩). Only q, k and v are kept.
+Only q, k, v and the logarithm of each row's sum of exponentials are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from georeg.kernels.mode import autocast
 from georeg.kernels.rules import Maybe, Operator
 
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
 """Size of a block of the L × S matrices: what fits into a cache, or fills a GPU."""
 
 
@@ -43,58 +43,66 @@ class _Attention(Operator):
             scores = scores.masked_fill(_future(q.shape[-2], k.shape[-2], 0, q.device), -torch.inf)
         return torch.softmax(scores, -1) @ v
 
-    def _blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Heads and rows that go together: several heads, or some rows of one."""
-        size, rows = q.shape[:2]
-        per_row = max(k.shape[1] * q.element_size(), 1)
-        budget = max(self.block_bytes // per_row, 1)
-        heads, length = max(budget // max(rows, 1), 1), min(budget, rows)
-        for n in range(0, size, heads):
-            for i in range(0, rows, max(length, 1)):
-                yield slice(n, n + heads), slice(i, i + length)
+    def _blocks(self, q: Tensor, k: Tensor, count: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Heads and rows that go together, several heads or some rows of one, with ``count`` L × S matrices to work in.
 
-    def _probabilities(self, q: Tensor, k: Tensor, first: int) -> Tensor:
-        """P of some rows of some heads, of which the first row is number ``first``."""
-        scores = torch.bmm(q, k.mT).mul_(self.scale)
-        if self.causal:
-            scores.masked_fill_(_future(q.shape[1], k.shape[1], first, q.device), -torch.inf)
-        return torch.softmax(scores, -1)
+        The matrices are the same for all blocks: memory of this size costs more to obtain than to compute with.
+        """
+        size, rows = q.shape[:2]
+        budget = max(self.block_bytes // max(k.shape[1] * q.element_size(), 1), 1)
+        heads, length = min(max(budget // rows, 1), size), min(budget, rows)
+        matrices = q.new_empty(count, heads, length, k.shape[1])
+        for n in range(0, size, heads):
+            for i in range(0, rows, length):
+                yield slice(n, n + heads), slice(i, i + length), matrices[:, : size - n, : rows - i]
+
+    def _scores(self, q: Tensor, k: Tensor, first: int, shift: Maybe, out: Tensor) -> Tensor:
+        """S + shift of some rows of some heads, of which the first row is number ``first``."""
+        if shift is None:
+            torch.bmm(q * self.scale, k.mT, out=out)
+        else:
+            torch.baddbmm(shift, q, k.mT, alpha=self.scale, out=out)
+        return out.masked_fill_(_future(q.shape[1], k.shape[1], first, q.device), -torch.inf) if self.causal else out
+
+    def _probabilities(self, q: Tensor, k: Tensor, first: int, log_sums: Tensor, out: Tensor) -> Tensor:
+        return self._scores(q, k, first, -log_sums, out).exp_()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y = q.new_empty(*q.shape[:2], v.shape[2])
-        for n, i in self._blocks(q, k):
-            y[n, i] = torch.bmm(self._probabilities(q[n, i], k[n], i.start), v[n])
-        return y, ()
+        y, log_sums = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], 1)
+        for n, i, (out,) in self._blocks(q, k, 1):
+            scores = self._scores(q[n, i], k[n], i.start, None, out)
+            largest = scores.amax(-1, keepdim=True)
+            sums = scores.sub_(largest).exp_().sum(-1, keepdim=True)
+            y[n, i] = torch.bmm(scores, v[n]) / sums
+            log_sums[n, i] = largest + sums.log()
+        return y, (log_sums,)
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
-        q, k, v = primals
+        (q, k, v), (log_sums,), s = primals, stats, self.scale
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for n, i in self._blocks(q, k):
-            p = self._probabilities(q[n, i], k[n], i.start)
-            dv[n] += torch.bmm(p.mT, c[n, i])
-            a = torch._softmax_backward_data(torch.bmm(c[n, i], v[n].mT), p, -1, p.dtype)
-            dq[n, i] = torch.bmm(a, k[n]).mul_(self.scale)
-            dk[n].add_(torch.bmm(a.mT, q[n, i]), alpha=self.scale)
+        for n, i, (p, a) in self._blocks(q, k, 2):
+            self._probabilities(q[n, i], k[n], i.start, log_sums[n, i], p)
+            dv[n] += _transposed(p, c[n, i])
+            _centred(torch.bmm(c[n, i], v[n].mT, out=a).mul_(p), p)
+            dq[n, i] = torch.bmm(a, k[n]).mul_(s)
+            dk[n].add_(_transposed(a, q[n, i]), alpha=s)
         return dq, dk, dv
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
-        q, k, v = primals
-        dq, dk, dv = _filled(tangents, primals)
-        y = torch.empty_like(q[..., :1]).expand(*q.shape[:2], v.shape[2]).contiguous()
-        for n, i in self._blocks(q, k):
-            p = self._probabilities(q[n, i], k[n], i.start)
-            moved = self._moved(q[n, i], k[n], dq[n, i], dk[n])
-            y[n, i] = torch.bmm(torch._softmax_backward_data(moved, p, -1, p.dtype), v[n]) + torch.bmm(p, dv[n])
+        (q, k, v), (log_sums,) = primals, stats
+        tq, tk, tv = _filled(tangents, primals)
+        y = q.new_empty(*q.shape[:2], v.shape[2])
+        for n, i, (p, moved) in self._blocks(q, k, 2):
+            self._probabilities(q[n, i], k[n], i.start, log_sums[n, i], p)
+            _centred(self._moved(q[n, i], k[n], tq[n, i], tk[n], moved).mul_(p), p)
+            y[n, i] = torch.baddbmm(torch.bmm(p, tv[n]), moved, v[n])
         return y
 
-    def _moved(self, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor, shift: Maybe = None) -> Tensor:
-        """Ṡ, with ``shift`` added to each row, by one matrix product."""
-        left, right = torch.cat([dq, q], -1), torch.cat([k, dk], -1).mT
-        if shift is None:
-            return torch.bmm(left, right).mul_(self.scale)
-        return torch.baddbmm(shift, left, right, alpha=self.scale)
+    def _moved(self, q: Tensor, k: Tensor, tq: Tensor, tk: Tensor, out: Tensor) -> Tensor:
+        """Ṡ by one matrix product."""
+        return torch.bmm(torch.cat([tq, q], -1).mul_(self.scale), torch.cat([k, tk], -1).mT, out=out)
 
     def second(
         self,
@@ -112,45 +120,44 @@ class _Attention(Operator):
         Its derivative by S is Z = R − P Σ R, rows, with R = A (Ṡ − m) + P F. Through Ṡ it is A. So
 
             ∂q = s(Z k + A k̇)        ∂k = s(Zᵀq + Aᵀq̇)        ∂v = Ṗᵀc
-
-        and Σ R = s(⟨q̇, A k⟩ + ⟨q, A k̇⟩) + ⟨c, P v̇⟩, as rows of A sum to 0.
         """
-        q, k, v = primals
+        (q, k, v), (log_sums,), s = primals, stats, self.scale
         tq, tk, tv = _filled(tangents, primals)
         gq, gk, gv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         pushed = torch.empty_like(c) if push else None
         pq, pk, pv = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)) if pull else (None, None, None)
-        s = self.scale
-        for n, i in self._blocks(q, k):
+        for n, i, (p, a, centred, other) in self._blocks(q, k, 4):
             q_, k_, v_, c_, tq_, tk_, tv_ = q[n, i], k[n], v[n], c[n, i], tq[n, i], tk[n], tv[n]
-            p = self._probabilities(q_, k_, i.start)
-            D = _dot(c_, torch.bmm(p, v_))
-            m = s * (_dot(tq_, torch.bmm(p, k_)) + _dot(q_, torch.bmm(p, tk_)))
-            a = torch.baddbmm(-D, c_, v_.mT).mul_(p)
-            centred = self._moved(q_, k_, tq_, tk_, -m)
-            a_k, a_tk, p_tv = torch.bmm(a, k_), torch.bmm(a, tk_), torch.bmm(p, tv_)
-            moved = centred * p
+            self._probabilities(q_, k_, i.start, log_sums[n, i], p)
+            _centred(torch.bmm(c_, v_.mT, out=a).mul_(p), p)
+            self._moved(q_, k_, tq_, tk_, centred)
+            mean = torch.mul(centred, p, out=other).sum(-1, keepdim=True)
+            moved = torch.mul(centred.sub_(mean), p, out=other)
             if pushed is not None:
-                pushed[n, i] = torch.baddbmm(p_tv, moved, v_)
-            gv[n] += torch.bmm(moved.mT, c_)
-            total = s * (_dot(tq_, a_k) + _dot(q_, a_tk)) + _dot(c_, p_tv)
-            z = centred.mul_(a).addcmul_(p, torch.baddbmm(-total, c_, tv_.mT))
-            gq[n, i] = torch.baddbmm(a_tk, z, k_).mul_(s)
-            gk[n].add_(torch.baddbmm(torch.bmm(a.mT, tq_), z.mT, q_), alpha=s)
+                pushed[n, i] = torch.baddbmm(torch.bmm(p, tv_), moved, v_)
+            gv[n] += _transposed(moved, c_)
+            z = _centred(centred.mul_(a).addcmul_(p, torch.bmm(c_, tv_.mT, out=other)), p)
+            gq[n, i] = torch.baddbmm(torch.bmm(a, tk_), z, k_).mul_(s)
+            gk[n].add_(_transposed(a, tq_) + _transposed(z, q_), alpha=s)
             if pq is not None and pk is not None and pv is not None:
-                pq[n, i] = a_k.mul_(s)
-                pk[n].add_(torch.bmm(a.mT, q_), alpha=s)
-                pv[n] += torch.bmm(p.mT, c_)
+                pq[n, i] = torch.bmm(a, k_).mul_(s)
+                pk[n].add_(_transposed(a, q_), alpha=s)
+                pv[n] += _transposed(p, c_)
         return pushed, (pq, pk, pv), (gq, gk, gv)
+
+
+def _centred(matrix: Tensor, p: Tensor) -> Tensor:
+    """In place, matrix − P Σ matrix by rows: sums over what is in the cache cost less than matrix products would."""
+    return matrix.addcmul_(p, matrix.sum(-1, keepdim=True), value=-1)
+
+
+def _transposed(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrixᵀ right, in the order in which the large factor is read along its rows."""
+    return torch.bmm(right.mT, matrix).mT
 
 
 def _filled(tangents: Sequence[Maybe], primals: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True)]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, ``(N, L, 1)``."""
-    return (a * b).sum(-1, keepdim=True)
 
 
 def _future(rows: int, columns: int, first: int, device: torch.device) -> Tensor:
@@ -180,7 +187,7 @@ def attention(
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
         attn_mask, dropout_p, is_causal, scale, enable_gqa: as of torch's own.
-        block_bytes: size of a block of an L × S matrix; default 1 MiB on a CPU, 64 MiB on a GPU.
+        block_bytes: size of a block of an L × S matrix; default 512 KiB on a CPU, 64 MiB on a GPU.
 
     Raises:
         ValueError: shapes that do not belong together; a block of no bytes.
