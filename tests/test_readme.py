@@ -9,6 +9,7 @@ import torch
 
 import georeg.registry
 from georeg_diffusion import presets
+from georeg_diffusion.commands import available
 from georeg_diffusion.options import flag_of
 from georeg_diffusion.training.config import TrainConfig
 
@@ -46,7 +47,8 @@ def test_python_blocks_run_by_themselves(page, line, code):
 
 
 def known_options():
-    names = [flag_of(entry.name) for entry in fields(TrainConfig)]
+    configs = (TrainConfig, *(module.CONFIG for module in available().values()))
+    names = {flag_of(entry.name) for config in configs for entry in fields(config)}
     return {*names, *(name.replace("--", "--no-", 1) for name in names), "--config", "--preset", "--help"}
 
 

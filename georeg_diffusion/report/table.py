@@ -81,11 +81,11 @@ def below(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     rows = []
     perfect = [perfect_of(entry) for entry in entries]
     if any(perfect):
-        rows.append(("a perfect isometry of the sphere has", ["" if one is None else f"{one:.4g}" for one in perfect]))
+        rows.append(("a perfect isometry of the sphere has", ["" if one is None else f"{one:#.4g}" for one in perfect]))
     segments = [entry.get("details", {}).get("segments") or {} for entry in entries]
     for count in sorted({int(key) for one in segments for key in one}, reverse=True)[1:]:
         values = [one.get(str(count)) for one in segments]
-        rows.append((f"in {count} segments", ["" if one is None else f"{one:.4g}" for one in values]))
+        rows.append((f"in {count} segments", ["" if one is None else f"{one:#.4g}" for one in values]))
     return rows
 
 

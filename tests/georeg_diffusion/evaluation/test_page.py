@@ -113,8 +113,8 @@ def test_the_numbers_of_the_table_are_those_of_the_metrics():
     assert "1 ± 0.05" in words
     assert "↓ -50.0% better" in words
     assert "1 better" in words
-    assert "in 8 segments 1.19 1.19" in words
-    assert "a perfect isometry of the sphere has 1.11 1.11" in words
+    assert "in 8 segments 1.190 1.190" in words
+    assert "a perfect isometry of the sphere has 1.110 1.110" in words
 
 
 def test_what_was_not_measured_is_said():
