@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ LORA = "pytorch_lora_weights.safetensors"
 _BASE = "lora.json"
 
 
-def read_pipeline(path: str, lora: Path | None = None) -> dict[str, Any]:
+def read_pipeline(path: str, adapters: Sequence[Path] = ()) -> dict[str, Any]:
     """The parts of a pipeline folder or hub id, as :class:`Bundle` takes them.
 
     Args:
         path: of the pipeline.
-        lora: folder of LoRA weights to merge into it.
+        adapters: folders of LoRA weights to merge into it, one after the other.
 
     Raises:
         RunError: naming what is missing or not supported.
@@ -62,11 +62,13 @@ def read_pipeline(path: str, lora: Path | None = None) -> dict[str, Any]:
         pipeline_class = getattr(diffusers, name)
         if "transformers" in sys.modules:  # its bars, one for each text encoder that is read
             sys.modules["transformers"].utils.logging.disable_progress_bar()
-        pipeline = pipeline_class.from_pretrained(path, use_safetensors=True)
+        # diffusers wants to be told of what was saved as nothing, such as Stable Diffusion 3 without its third encoder.
+        absent = {part: None for part, source in index.items() if isinstance(source, list) and not any(source)}
+        pipeline = pipeline_class.from_pretrained(path, use_safetensors=True, **absent)
     except Exception as error:  # a broken folder can raise anything
         raise _cannot_load(path, error) from error
-    if lora is not None:
-        _merge(pipeline, lora)
+    for folder in adapters:
+        _merge(pipeline, folder)
     taken = [p for p in inspect.signature(type(pipeline).__init__).parameters if p not in ("self", "args", "kwargs")]
     parts = {part: pipeline.components.get(part, index.get(part)) for part in taken}
     network_name, codec_name = _slot(taken, _NETWORK), _slot(taken, _CODEC)
@@ -93,18 +95,24 @@ def read_pipeline(path: str, lora: Path | None = None) -> dict[str, Any]:
 def read_lora(folder: Path) -> dict[str, Any]:
     """The parts of a model with the LoRA weights of a folder merged into it; ``lora.json`` there names the model.
 
+    That may be such a folder too, of weights that training went on from.
+
     Raises:
         RunError: no such record, or the model is not there.
     """
+    base = str(folder)
+    adapters: list[Path] = []
+    while (Path(base) / LORA).is_file() and Path(base) not in adapters:
+        adapters.insert(0, Path(base))
+        try:
+            base = str(json.loads((Path(base) / _BASE).read_text())["base_model"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"cannot load {base}: it holds LoRA weights, but no {_BASE} that names their model; load that model's "
+                "pipeline in diffusers and call load_lora_weights"
+            ) from error
     try:
-        base = str(json.loads((folder / _BASE).read_text())["base_model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"cannot load {folder}: it holds LoRA weights, but no {_BASE} that names their model; load that model's "
-            "pipeline in diffusers and call load_lora_weights"
-        ) from error
-    try:
-        return read_pipeline(base, folder)
+        return read_pipeline(base, adapters)
     except RunError as error:
         raise RunError(f"cannot load {folder}, the LoRA weights of {base}: {error}") from error
 

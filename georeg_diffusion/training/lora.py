@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.backbones import family_of, unwrapped
@@ -49,7 +50,7 @@ def with_lora(bundle: Bundle, base: str, config: TrainConfig) -> Bundle:
     network.add_adapter(
         LoraConfig(r=config.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(TARGETS))
     )
-    return replace(bundle, lora_of=base)
+    return replace(bundle, lora_of=str(Path(base).resolve()) if Path(base).exists() else base)
 
 
 def _has_lora(bundle: Bundle) -> bool:

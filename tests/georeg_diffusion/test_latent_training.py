@@ -1,6 +1,9 @@
 """train --vae: latents cached once, nothing through the autoencoder, a pipeline that plain diffusers loads."""
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +14,12 @@ from PIL import Image
 from skimage.data import lfw_subset
 
 from georeg_diffusion._compat import diffusers
-from georeg_diffusion.bundle import load
+from georeg_diffusion.bundle import Bundle, load
 from georeg_diffusion.codec import load_codec, stride_of
 from georeg_diffusion.data.folder import ImageFolder
 from georeg_diffusion.data.rows import Rows, write_rows
 from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.evaluation.denoising import denoising_loss
 from georeg_diffusion.training.encode import cached_latents
 from georeg_diffusion.training.phase import read_log
 from tests.georeg_diffusion.conftest import cli, error_of
@@ -169,6 +173,43 @@ def test_train_on_latents_saves_a_pipeline_that_plain_diffusers_samples_from(tmp
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == cached
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_encoding_the_sampling_and_the_choice(tmp_path, folder, trained_vae):
+    """Latents, validation images and the training of two processes are those of one."""
+    shared = ["train", "--train-data-dir", folder, "--vae", trained_vae, "--resolution", 16, "--max-train-steps", 3,
+              "--logging-steps", 1, "--report-to", "none", "--cpu", "--no-evaluate", "--validation-steps", 1,
+              "--select-by", "denoising", "--num-validation-images", 9]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "-m"]
+    command = [*launch, "georeg_diffusion", *shared, "--train-batch-size", 2, "--output-dir", tmp_path / "two"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=environment)
+    assert cli(*shared, "--train-batch-size", 4, "--output-dir", tmp_path / "one") == 0
+    logs = [read_log(tmp_path / name / "logs" / "isometric-validation.jsonl") for name in ("one", "two")]
+    assert [entry["best"] for entry in logs[0]] == [entry["best"] for entry in logs[1]]
+    for first, second in zip(*logs, strict=True):
+        assert first["denoising"] == pytest.approx(second["denoising"], rel=1e-4)
+    one, two = (load(tmp_path / name / "isometric").network.state_dict() for name in ("one", "two"))
+    # Three Adam steps of 1e-4 enlarge rounding where a gradient is all but zero; other draws would be 3e-4 apart.
+    assert max((one[name] - two[name]).abs().max() for name in one) < 5e-5
+
+
+def test_base_and_isometric_start_from_one_latent_model(tmp_path, folder, trained_vae):
+    assert cli("train", *QUICK, "--train-data-dir", folder, "--vae", trained_vae, "--resolution", 16, "--with-baseline",
+               "--max-train-steps", 1, "--output-dir", tmp_path / "out") == 0  # fmt: skip
+    for name in ("pretrained", "base", "isometric"):
+        assert load(tmp_path / "out" / name).codec is not None
+
+
+def test_the_denoising_loss_of_a_latent_model_is_that_of_its_network_on_latents(folder):
+    torch.manual_seed(0)
+    network, codec = plain(), vae()
+    pixels = images(folder).batch(range(9))
+    whole = Bundle(network, diffusers.DDPMScheduler(), codec=codec)
+    alone = denoising_loss(Bundle(network, diffusers.DDPMScheduler()), whole.encode(pixels).detach(), seed=3)
+    assert denoising_loss(whole, pixels, seed=3).value == pytest.approx(alone.value, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_latent_models_are_scored_and_drawn(tmp_path, folder, trained_vae):
     arguments = [*QUICK[:-1], "--train-data-dir", folder, "--vae", trained_vae, "--resolution", 16, "--max-train-steps", 1]
     assert cli("train", *arguments, "--output-dir", tmp_path / "out") == 0

@@ -46,9 +46,13 @@ def scripted(monkeypatch):
     return script
 
 
-@pytest.mark.parametrize("ema", ["--use-ema", "--no-use-ema"])
 @pytest.mark.parametrize(
-    ("scores", "best"), [((5.0, 1.0, 3.0), 2), ((float("nan"), 2.0, float("nan")), 2), ((3.0, 2.0, 1.0), 3)]
+    ("ema", "scores", "best"),
+    [
+        ("--use-ema", (5.0, 1.0, 3.0), 2),
+        ("--no-use-ema", (float("nan"), 2.0, float("nan")), 2),
+        ("--use-ema", (3.0, 2.0, 1.0), 3),
+    ],
 )
 def test_the_best_is_saved_and_training_is_not_disturbed(train, scripted, tmp_path, ema, scores, best):
     left = scripted(*scores)

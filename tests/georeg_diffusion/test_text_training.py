@@ -19,7 +19,7 @@ from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.lora import with_lora
 from tests.georeg_diffusion.conftest import cli, error_of
 from tests.georeg_diffusion.networks import adm, condition, conditioning_of, dit, latents, vae
-from tests.georeg_diffusion.text_model import stable_diffusion
+from tests.georeg_diffusion.text_model import stable_diffusion, stable_diffusion_3
 
 QUICK = ["--logging-steps", 1, "--report-to", "none", "--cpu", "--train-batch-size", 4, "--no-evaluate"]
 
@@ -98,6 +98,34 @@ def test_lora_folders_that_do_not_serve(tuned, tmp_path):
         load(tmp_path)
 
 
+def test_adapters_on_adapters_are_merged_in_turn(tuned, faces, tmp_path):
+    assert cli("train", *QUICK, "--train-data-dir", faces, "--pretrained-model-name-or-path", tuned / "isometric",
+               "--max-train-steps", 2, "--learning-rate", 1e-2, "--output-dir", tmp_path / "more") == 0  # fmt: skip
+    x, t = latents(2)
+    c = conditioning_of("unet2d_condition", 2)
+    first, second = load(tuned / "isometric").network, load(tmp_path / "more" / "isometric").network
+    assert (first(x, t, **c).sample - second(x, t, **c).sample).abs().max() > 1e-4
+    record = json.loads((tmp_path / "more" / "isometric" / "lora.json").read_text())
+    assert record["base_model"] == str((tuned / "isometric").resolve())
+
+
+def test_stable_diffusion_3_trains_and_loads_in_plain_diffusers(tmp_path, faces):
+    stable_diffusion_3(tmp_path).save_pretrained(tmp_path / "sd3")
+    assert cli("train", *QUICK, "--train-data-dir", faces, "--pretrained-model-name-or-path", tmp_path / "sd3",
+               "--max-train-steps", 2, "--learning-rate", 1e-2, "--output-dir", tmp_path / "out") == 0  # fmt: skip
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "sd3", text_encoder_3=None, tokenizer_3=None)
+    pipeline.set_progress_bar_config(disable=True)
+    x, t = latents(2)
+    c = conditioning_of("sd3", 2)
+    before = pipeline.transformer(x, timestep=t, **c).sample
+    pipeline.load_lora_weights(tmp_path / "out" / "isometric")
+    after = pipeline.transformer(x, timestep=t, **c).sample
+    assert (after - before).abs().max() > 1e-4
+    assert pipeline("a face", num_inference_steps=2, height=16, width=16).images[0].size == (16, 16)
+    merged = load(tmp_path / "out" / "isometric").network
+    torch.testing.assert_close(merged(x, timestep=t, **c).sample, after, rtol=1e-4, atol=1e-5)
+
+
 def test_only_the_adapters_train_and_at_first_they_change_nothing(base):
     bundle = load(base)
     x, t = latents(2)
@@ -112,6 +140,7 @@ def test_only_the_adapters_train_and_at_first_they_change_nothing(base):
     assert attended == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
+@pytest.mark.slow
 def test_text_models_are_scored_and_drawn_with_a_prompt(tmp_path, faces, base):
     out = tmp_path / "out"
     assert cli("train", *QUICK[:-1], "--train-data-dir", faces, "--pretrained-model-name-or-path", base,
