@@ -115,7 +115,11 @@ def run(config: EvaluateConfig) -> None:
             metrics["models"][model][score] = outcome.as_json()
             write_json(work.path("metrics.json"), metrics)
 
-        found = evaluate(settings, scores, state=state, deadline=deadline, on_outcome=keep)
+        try:
+            found = evaluate(settings, scores, state=state, deadline=deadline, on_outcome=keep)
+        except KeyboardInterrupt:
+            console.print("Interrupted; the same command goes on from here")
+            raise
         _show(config, work, settings, metrics, scores, deadline)
         outcomes = [outcome for model in found.values() for outcome in model.values()]
         failed = {
@@ -211,11 +215,13 @@ def _show(
     from georeg_diffusion.files import replacing
     from georeg_diffusion.progress import console
     from georeg_diffusion.report.page import page
-    from georeg_diffusion.report.table import cautions, comparison
+    from georeg_diffusion.report.table import cautions, comparison, measures
 
     rows = [(name, score.label, score.lower_is_better) for name, score in scores.items()]
     title = f"Scores ({config.protocol} protocol, seed {config.seed}, ± half a 95 % interval)"
     console.print(comparison(metrics["models"], title, rows))
+    for measure, names in measures(metrics["models"]).items():
+        console.print(f"{', '.join(names)}: by {measure}", style="dim", markup=False, highlight=False)
     for name, caution in cautions(metrics["models"]).items():
         console.print(f"{name}: {caution}", style="dim", markup=False, highlight=False)
     images, notes = _images(settings, deadline)

@@ -109,8 +109,9 @@ def workspace(config: ModelOptions, command: str) -> Iterator[Workspace]:
         yield work
     except UnfinishedError:
         return
-    except BaseException:
-        if not work.files and not resumed:  # refused before it wrote anything: leave the folder as it was
+    except BaseException as error:
+        is_refused = isinstance(error, UsageError | RunError) or _is_bare(folder)
+        if not work.files and not resumed and is_refused:  # before it wrote anything: leave the folder as it was
             _restore(folder, before)
         raise
     for name in _stale(folder, before, work.files):
@@ -158,10 +159,15 @@ def _claim(folder: Path, command: str, arguments: dict[str, Any], *, overwrite: 
 def _restore(folder: Path, before: dict[str, Any] | None) -> None:
     if before is not None:
         write_json(folder / "run.json", before)
-        return
-    (folder / "run.json").unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    elif _is_bare(folder):  # otherwise what was kept for later belongs to this record
+        (folder / "run.json").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether there is nothing in a folder but a record."""
+    return not any(entry.name != "run.json" and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _stale(folder: Path, before: dict[str, Any] | None, written: list[str]) -> list[Path]:

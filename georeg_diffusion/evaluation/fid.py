@@ -77,7 +77,12 @@ class Fid(Score):
             return frechet_of_gaussians(real.mean, real.covariance, moments.mean, moments.covariance, root_a=root)
 
         value, size = distance(total), len(total.mean)
-        details: dict[str, object] = {"features": size, "rank": total.rank_bound, "real_images": real.count}
+        details: dict[str, object] = {
+            "measure": source.network.name,
+            "features": size,
+            "rank": total.rank_bound,
+            "real_images": real.count,
+        }
         cautions = []
         if total.rank_bound < size:
             cautions.append(

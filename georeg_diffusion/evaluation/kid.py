@@ -62,11 +62,12 @@ class Kid(Score):
         generator = torch.Generator().manual_seed(seed)
         value = subset_mmd(real, fake, subsets=SUBSETS, subset_size=size, generator=generator)
         protocol += f"; mean over {SUBSETS} subsets of {size:,}"
-        ci, details = None, {}
+        ci = None
+        details: dict[str, object] = {"measure": source.network.name}
         groups = [fake[rows] for rows in group_rows(range(count))]
         if min(len(group) for group in groups) >= 2:
             each = [polynomial_mmd(real, group) for group in groups]
-            ci, details = spread(each, value), {"groups": each}
+            ci, details = spread(each, value), details | {"groups": each}
             protocol += f"; interval: spread over {GROUPS} disjoint groups of seeds with {count // GROUPS:,} images each"
         else:
             protocol += f"; no interval: {GROUPS} groups of at least 2 images are needed"

@@ -146,7 +146,11 @@ class Ppl(Score):
             bad = int((~torch.isfinite(d)).sum())
             return Result(None, None, count, self.seed, f"{text}; {bad} distances are not finite")
         estimate = trimmed_mean(d / rule.epsilon**rule.power, rule.percentiles)
-        details = {"mean_of_all": float(d.mean()) / rule.epsilon**rule.power, "epsilon": rule.epsilon}
+        details = {
+            "measure": self.distance.name,
+            "mean_of_all": float(d.mean()) / rule.epsilon**rule.power,
+            "epsilon": rule.epsilon,
+        }
         if rule.power == 1:
             details["per_epsilon_squared"] = float(d.mean()) / rule.epsilon**2
             text += "; d is a squared distance, so that d/ε is proportional to ε"

@@ -11,7 +11,7 @@ from typing import Any
 from georeg_diffusion.report.curves import LINES, Plot
 from georeg_diffusion.report.plots import plots
 from georeg_diffusion.report.strips import Strips, data_uri
-from georeg_diffusion.report.table import Row, below, change, number
+from georeg_diffusion.report.table import Row, below, change, measures, number
 
 _SECTIONS = (
     ("profile", "Geometry of the encoder", "The map x_t ↦ h at each timestep, at true x_t of real images."),
@@ -86,7 +86,9 @@ def _row(key: str, label: str, lower: bool | None, models: Mapping[str, Mapping[
         "label": label.strip(),
         "is_sub": label.startswith(" "),
         "about": _plain(about),
-        "direction": "" if lower is None else "lower is better" if lower else "higher is better",
+        "direction": " · ".join(
+            [*_direction(lower), *(f"by {name}" for name in measures(models) if key in measures(models)[name])]
+        ),
         "values": [number(entry) for entry in entries],
         "missing": [entry["value"] is None for entry in entries],
         "change": text,
@@ -97,6 +99,10 @@ def _row(key: str, label: str, lower: bool | None, models: Mapping[str, Mapping[
         "measures": [f"n = {entry['n']:,}, seed {entry['seed']}" for entry in entries],
         "intervals": [_interval(entry["ci"]) for entry in entries],
     }
+
+
+def _direction(lower: bool | None) -> list[str]:
+    return [] if lower is None else ["lower is better" if lower else "higher is better"]
 
 
 def _interval(ci: Sequence[float | None] | None) -> str:

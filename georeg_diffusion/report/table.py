@@ -89,6 +89,17 @@ def below(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def measures(models: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What the images were measured by, with the scores that it was used in."""
+    found: dict[str, list[str]] = {}
+    for scores in models.values():
+        for name, entry in scores.items():
+            measure = (entry.get("details") or {}).get("measure")
+            if measure is not None and name not in found.setdefault(measure, []):
+                found[measure].append(name)
+    return found
+
+
 def cautions(models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What a reader must know before using a score, and why scores are missing, by score; the first model's words."""
     found: dict[str, str] = {}

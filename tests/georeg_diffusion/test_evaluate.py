@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.evaluation.mrtl import Mrtl
 from tests.georeg_diffusion.conftest import cli
 
 QUICK = ["--num-samples", "6", "--num-inference-steps", "2", "--timesteps", "600,800", "--device", "cpu"]
@@ -49,6 +50,7 @@ def test_two_models_side_by_side(evaluate, model, tmp_path):
     assert "rank is at most 5" in second["fid"]["protocol"]
     assert "Inception" not in second["fid"]["protocol"]
     assert "fid: too few images for the covariance" in text
+    assert "fid: by features of a digits classifier trained in place" in text
     assert (tmp_path / "out" / "run.json").is_file()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count('class="strip small"') == 4
@@ -75,6 +77,46 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(evaluate, tmp_path
     assert code == 2
     assert "finished run" in text
     assert evaluate("--scores", "mrtl", "--overwrite")[0] == 0
+
+
+def test_an_interrupted_run_goes_on(evaluate, monkeypatch, tmp_path):
+    """Ctrl-C in the first score, before any result was written: its pieces are kept, with the record they belong to."""
+    _, whole, _ = evaluate("--scores", "mrtl", out="whole")
+    done, update = [], Mrtl.update
+
+    def interrupted(self, piece):
+        if piece == 3 and done.count(3) == 0:
+            done.append(piece)
+            raise KeyboardInterrupt
+        done.append(piece)
+        update(self, piece)
+
+    monkeypatch.setattr(Mrtl, "update", interrupted)
+    code, metrics, text = evaluate("--scores", "mrtl")
+    assert code == 130
+    assert metrics is None
+    assert "the same command goes on from here" in text
+    code, _, text = evaluate("--scores", "mrtl,mcn")
+    assert code == 2
+    assert "unfinished run of other options" in text
+    code, metrics, _ = evaluate("--scores", "mrtl")
+    assert code == 0
+    assert done == [0, 1, 2, 3, 3, 4, 5], "what was done was done again"
+    assert metrics == whole
+
+
+def test_an_interrupted_overwrite_goes_on(evaluate, monkeypatch):
+    evaluate("--scores", "mrtl")
+
+    def interrupted(self, piece):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mrtl, "update", interrupted)
+        assert evaluate("--scores", "mrtl", "--seed", "7", "--overwrite")[0] == 130
+    code, metrics, _ = evaluate("--scores", "mrtl", "--seed", "7")
+    assert code == 0
+    assert metrics["models"]["small"]["mrtl"]["seed"] == 7
 
 
 def test_time_that_ends_while_real_images_are_measured(evaluate):

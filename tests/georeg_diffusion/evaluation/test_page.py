@@ -19,7 +19,7 @@ from georeg_diffusion.report.curves import Curve, plot
 from georeg_diffusion.report.page import page
 from georeg_diffusion.report.plots import plots
 from georeg_diffusion.report.strips import FRAMES, PAIRS, SAMPLES, Strips, data_uri, strips
-from georeg_diffusion.report.table import cautions, change, comparison, number
+from georeg_diffusion.report.table import cautions, change, comparison, measures, number
 
 ROWS = [("isometry", "isometry loss", True), ("mrtl", "mRTL", True), ("vor", "VoR", True), ("fid", "FID", True)]
 
@@ -221,6 +221,13 @@ def test_the_table_fits_the_terminal(width):
     assert max(map(len, lines)) <= width
     assert any("in 8 segments" in line and "1.19" in line for line in lines)
     assert any("-50.0% better" in line for line in lines)
+
+
+def test_what_images_were_measured_by_is_named():
+    models = {"a": {"fid": entry(1.0, measure="the pixels"), "kid": entry(2.0, measure="the pixels"), "mcn": entry(1.0)}}
+    assert measures(models) == {"the pixels": ["fid", "kid"]}
+    text = " ".join(Reader(page({"models": models}, ROWS)).texts)
+    assert "lower is better · by the pixels" in text
 
 
 def test_cautions_name_what_is_missing_and_what_to_beware_of():
