@@ -60,8 +60,9 @@ def read_pipeline(path: str, adapters: Sequence[Path] = ()) -> dict[str, Any]:
             raise RunError(f"cannot load {path}: its folder {part} is missing, which model_index.json names")
     try:
         pipeline_class = getattr(diffusers, name)
-        if "transformers" in sys.modules:  # its bars, one for each text encoder that is read
-            sys.modules["transformers"].utils.logging.disable_progress_bar()
+        transformers = sys.modules.get("transformers")
+        if transformers is not None:  # its bars, one for each text encoder that is read
+            transformers.utils.logging.disable_progress_bar()
         # diffusers wants to be told of what was saved as nothing, such as Stable Diffusion 3 without its third encoder.
         absent = {part: None for part, source in index.items() if isinstance(source, list) and not any(source)}
         pipeline = pipeline_class.from_pretrained(path, use_safetensors=True, **absent)
