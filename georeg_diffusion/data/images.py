@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from georeg_diffusion.data.conditions import Conditions
+from georeg_diffusion.errors import RunError
 
 
 class Images(ABC):
@@ -65,6 +66,14 @@ class Draws(Dataset[dict[str, Any]]):
             conditioning, is_given = self.conditions.draw(index, np.random.default_rng((self.seed, draw, 3)))
             entry |= {"conditioning": conditioning, "is_conditional": is_given}
         return entry
+
+
+def batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The batches of a loader; what an image's own error says comes back from another process without its traceback."""
+    try:
+        yield from loader
+    except RunError as error:
+        raise RunError(str(error).rpartition(f"{RunError.__module__}.{RunError.__qualname__}: ")[2].strip()) from error
 
 
 class TrainingOrder(Sampler[tuple[int, int]]):

@@ -19,7 +19,7 @@ from georeg.registry import lookup
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.conditions import Conditions
-from georeg_diffusion.data.images import Draws, Images, TrainingOrder, draw_generators
+from georeg_diffusion.data.images import Draws, Images, TrainingOrder, batches, draw_generators
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
@@ -167,7 +167,7 @@ def train_phase(
     prepared.train()
     step = start
     with progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process) as bar:
-        for batch in loader:
+        for batch in batches(loader):
             scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
             with accelerator.accumulate(prepared):
                 out_ = prepared(

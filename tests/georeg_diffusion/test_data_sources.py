@@ -264,6 +264,17 @@ def test_processes_that_load_change_nothing(captioned):
     assert torch.equal(batches(0), batches(2))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_fails_on_the_way_is_named_in_one_line(tmp_path, model, workers):
+    items = Mapped([torch.full((1, 8, 8), 0.5), *[torch.full((1, 8, 8), 7.0)] * 9])
+    config = TrainConfig(
+        pretrained_model_name_or_path=str(model), max_train_steps=2, train_batch_size=4, evaluate=False, cpu=True,
+        report_to="none", output_dir=tmp_path / "out", dataloader_num_workers=workers,
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"^item \d of Mapped runs from 7 to 7, expected \[0, 1\]; .* range$"):
+        georeg_diffusion.train(config, items)
+
+
 def test_the_trainer_takes_a_data_set_by_name_and_evaluate_finds_it_again(tmp_path, table, model):
     from georeg_diffusion.evaluation.real_images import real_images
 
