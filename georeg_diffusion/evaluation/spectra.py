@@ -115,7 +115,7 @@ class Spectra:
         x = setting.noise(seeds) if self.is_compat else setting.noised(rows, t)
         f: Callable[[Tensor], Tensor] = (lambda x: _pooled(encode(x))) if self.is_compat else encode
         with torch.no_grad():
-            d = min(self.manifold.dim(x), f(x[:1])[0].numel())
+            d = min(self.manifold.dim(x), f(x)[0].numel())  # all rows: each may have a condition of its own
         if d <= self.max_dense:
             return {"sigma": diagnostics.singular_values(f, x, domain=self.manifold, chunk_size=32)}
         return self._extremes(f, x, setting.draws(rows, t, 1))

@@ -1,12 +1,16 @@
 """Every registered score keeps the contract."""
 
+from dataclasses import asdict, replace
+
 import pytest
+import torch
 
 from georeg_diffusion.evaluation.catalogue import scores
 from georeg_diffusion.evaluation.fid import Fid
 from georeg_diffusion.evaluation.mcn import Mcn
 from georeg_diffusion.evaluation.ppl import Ppl
-from tests.georeg_diffusion.evaluation.contract import ScoreContract
+from tests.georeg_diffusion.conftest import small_unet
+from tests.georeg_diffusion.evaluation.contract import ScoreContract, close, run
 
 SIZES = {"fid": 70, "isometry": 17, "kid": 70, "mcn": 5, "mrtl": 3, "ppl": 40, "vor": 5, "vor_log": 5}
 """Just above one piece of each score's work."""
@@ -17,6 +21,21 @@ class TestEveryScore(ScoreContract):
     @pytest.fixture
     def setting(self, score, make_setting):
         return make_setting(num_samples=SIZES.get(score.name, 40), timesteps=(600, 800))
+
+
+@pytest.mark.parametrize("score", scores().values(), ids=scores())
+def test_every_score_of_a_model_whose_samples_draw_their_classes(score, make_setting):
+    """Image i has the class that its seed draws, in batches of any size."""
+    torch.manual_seed(0)
+    network = small_unet(num_class_embeds=10).requires_grad_(False)
+    setting = make_setting(num_samples=3, num_inference_steps=2, timesteps=(600,))
+    setting = replace(setting, bundle=replace(setting.bundle, network=network))
+    whole = run(score.of(setting))
+    assert whole.value is not None, whole.protocol
+    alone = run(score.of(replace(setting, batch_size=1, shared={})))
+    assert close(asdict(alone), asdict(whole))
+    one = run(score.of(replace(setting, class_label=3, shared={})))
+    assert one.value != pytest.approx(whole.value, rel=1e-6), "the class changes nothing"
 
 
 def test_names_are_those_they_are_registered_under():
