@@ -118,6 +118,9 @@ class TrainConfig:
     )
     train_batch_size: int = option(64, "Images per step and process.", panel=_STEPS, minimum=1)
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimiser step.", panel=_STEPS, minimum=1)
+    gradient_checkpointing: bool = option(
+        False, "Save memory: recompute the network's activations on the way back.", panel=_STEPS
+    )
     learning_rate: float = option(
         1e-4, "Adam's step size (phase 1 of the comparison: ten times this).", panel=_STEPS, minimum=0
     )

@@ -59,7 +59,7 @@ def cache_of(config: TrainConfig) -> Path:
 def starting_model(config: TrainConfig, images: Images, out: Path, phase: str) -> Bundle:
     """The model that a phase begins from, for inputs of the size of ``images``."""
     if phase != "pretrained" and is_model(out / "pretrained"):
-        return load(out / "pretrained")
+        return _checkpointed(load(out / "pretrained"), config)
     given = config.pretrained_model_name_or_path
     if given is not None:
         bundle = load(given)
@@ -84,6 +84,16 @@ def starting_model(config: TrainConfig, images: Images, out: Path, phase: str) -
     if wants_lora(bundle, config):
         torch.manual_seed(config.seed)
         bundle = with_lora(bundle, given or "", config)
+    return _checkpointed(bundle, config)
+
+
+def _checkpointed(bundle: Bundle, config: TrainConfig) -> Bundle:
+    if config.gradient_checkpointing:
+        try:
+            bundle.network.enable_gradient_checkpointing()
+        except (AttributeError, ValueError) as error:
+            name = type(bundle.network).__name__
+            raise UsageError(f"--gradient-checkpointing: a {name} has none; leave the option out") from error
     return bundle
 
 

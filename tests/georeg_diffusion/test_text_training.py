@@ -184,6 +184,18 @@ def test_resumed_lora_is_bit_identical(tmp_path, faces, base, monkeypatch):
     assert all(torch.equal(whole[name], torn[name]) for name in whole)
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, faces, base):
+    found = []
+    shared = ["train", *QUICK, "--train-data-dir", faces, "--pretrained-model-name-or-path", base, "--max-train-steps", 2,
+              "--with-baseline", "--cache-dir", tmp_path / "cache"]  # fmt: skip
+    for flag in ("--gradient-checkpointing", "--no-gradient-checkpointing"):
+        out = tmp_path / flag
+        assert cli(*shared, flag, "--output-dir", out) == 0
+        found.append(load_file(out / "isometric" / "pytorch_lora_weights.safetensors"))
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=2e-6)
+
+
 def test_conditions_are_drawn_by_the_draw_alone_and_dropped_as_often_as_asked():
     rows = [{"c": torch.tensor(float(k))} for k in range(4)]
     conditions = Conditions(rows, [(0, 1), (2,)], null=3, dropout=0.25)
