@@ -13,90 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
 import georeg
 from benchmarks import networks
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
-
-Step = Callable[[], Tensor]
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensor storages, made within it, that are alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {id(t.untyped_storage()) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in before:
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._alive:
-            return
-
-        def freed(_: Any) -> None:
-            del self._alive[key]
-            self.now -= size
-
-        self._alive[key] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-class _NoModules(nullcontext[None]):
-    """Torch's counter tracks modules by hooks that refuse an autograd.grad inside the forward pass; totals need none."""
-
-    parents = frozenset({"Global"})
-
-
-def work_of(step: Step) -> int:
-    """Matrix products and convolutions of a step with its backward pass, in floating-point operations."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        step().backward()
-    return int(counter.get_total_flops())
-
-
-def peak_bytes_of(step: Step) -> int:
-    """Peak of a step with its backward pass, gradients of the parameters included."""
-    with PeakBytes() as tracker:
-        step().backward()
-    return tracker.peak
-
-
-def cpu_seconds_of(step: Step, repeats: int) -> float:
-    """CPU time of a step with its backward pass, the median, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.process_time()
-        step().backward()
-        times.append(time.process_time() - started)
-    return statistics.median(times[1:])
+from georeg_diffusion.cost import Step, peak_bytes_of, seconds_of, work_of
 
 
 def published_loss(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
@@ -169,7 +97,7 @@ def cost_table(
         network.zero_grad(set_to_none=True)
         row: dict[str, float] = {"peak_bytes": peak_bytes_of(step), "work": work_of(step)}
         if not is_meta:
-            row["cpu_seconds"] = cpu_seconds_of(step, repeats)
+            row["cpu_seconds"] = seconds_of(step, repeats=repeats)[0]
         table[case] = row
     return table
 

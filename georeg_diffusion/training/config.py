@@ -224,3 +224,8 @@ class TrainConfig:
     seed: int = option(0, "Seeds weights, data order, noise, timesteps, probes and flips.", panel=_MACHINE, minimum=0)
     mixed_precision: str = option("no", "Precision of the network.", panel=_MACHINE, choices=("no", "fp16", "bf16"))
     cpu: bool = option(False, "Stay on the CPU.", panel=_MACHINE)
+    dry_run: bool = option(
+        False,
+        "Print parameters, memory, time per step and what isometry costs here; write nothing.",
+        panel=_MACHINE,
+    )

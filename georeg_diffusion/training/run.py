@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from rich.markup import escape
 
 from georeg_diffusion.backbones import family_of, unwrapped
 from georeg_diffusion.bundle import Bundle, load
@@ -30,6 +31,7 @@ from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.card import claim_repository, push, write_card
 from georeg_diffusion.training.conditions import conditions_of
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.dry_run import cost_of, report
 from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
 from georeg_diffusion.training.selection import Validation
 from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
@@ -73,6 +75,9 @@ def run(config: TrainConfig, images: Any = None) -> None:
         config = replace(config, train_data_dir=Path(f"{name} (given in Python)"))
     out = config.output_dir
     is_comparison = _is_comparison(config)
+    if config.dry_run:
+        _dry_run(config, images, is_comparison)
+        return
     _claim(out, config)
     if _is_finished(out, config):
         _print_table(out)
@@ -112,6 +117,17 @@ def run(config: TrainConfig, images: Any = None) -> None:
     accelerator.end_training()
     if accelerator.is_main_process:
         _conclude(config, images, out, accelerator.device, is_comparison)
+
+
+def _dry_run(config: TrainConfig, given: Any, is_comparison: bool) -> None:
+    """Print what the run would take. Nothing is written, and the output folder is left as it is."""
+    torch.manual_seed(config.seed)
+    images = pixel_images(config, given)
+    device = torch.device("cpu") if config.cpu or not torch.cuda.is_available() else torch.device("cuda")
+    cost = cost_of(config, images, device=device)
+    console.print("Dry run: nothing is trained or written.")
+    for subject, text in report(cost, config, images, _phases(config, is_comparison, images, 1)):
+        console.print(f"[bold]{subject:<16}[/]{escape(text)}" if subject else f"[bold]{escape(text)}[/]", highlight=False)
 
 
 def _is_comparison(config: TrainConfig) -> bool:

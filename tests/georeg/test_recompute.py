@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import georeg
-from benchmarks.step_cost import PeakBytes
+from georeg_diffusion.cost import PeakBytes
 
 LOSSES = {
     "isometry": georeg.IsometryLoss,

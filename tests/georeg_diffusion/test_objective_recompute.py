@@ -5,9 +5,10 @@ import torch
 
 import georeg
 from benchmarks.networks import small_unet as cost_unet
-from benchmarks.step_cost import peak_bytes_of, steps_of
+from benchmarks.step_cost import steps_of
 from georeg_diffusion import IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.cost import peak_bytes_of
 
 from .conftest import small_unet
 

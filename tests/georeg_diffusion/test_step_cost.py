@@ -5,9 +5,10 @@ import torch
 
 import georeg
 from benchmarks import networks
-from benchmarks.step_cost import PeakBytes, cost_table, peak_bytes_of, published_loss, steps_of, work_of
+from benchmarks.step_cost import cost_table, published_loss, steps_of
 from georeg_diffusion import HSpace, IsometricDiffusionLoss
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.cost import PeakBytes, peak_bytes_of, work_of
 from tests.georeg_diffusion.conftest import small_unet
 
 
