@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def progress(description: str, total: int, *, completed: int = 0, enabled: bool 
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=console) as display:
-        yield Bar(display, description, total, completed)
+        yield Bar(display, escape(description), total, completed)
 
 
 class Bar:
@@ -53,7 +54,7 @@ class Bar:
         if self.display is not None and self.task is not None:
             self.display.update(self.task, advance=steps, note=self._note)
         elif not self.quiet and (self.completed * 10) // self.total > (before * 10) // self.total:
-            console.print(f"{self.description}: {self.completed}/{self.total}  {self._note}".rstrip())
+            console.print(f"{self.description}: {self.completed}/{self.total}  {self._note}".rstrip(), markup=False)
 
     def note(self, text: str) -> None:
         """Change the remark beside the bar."""

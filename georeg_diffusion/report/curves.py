@@ -123,7 +123,7 @@ def plot(
         fontsize=9.5,
         loc="lower left",
         bbox_to_anchor=(-0.02, 1),
-        ncols=3,
+        ncols=3 if sum(map(len, ax.get_legend_handles_labels()[1])) <= 48 else 1,
         handlelength=1.6,
         columnspacing=1.2,
         borderpad=0.2,

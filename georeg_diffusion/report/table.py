@@ -59,7 +59,7 @@ def comparison(models: Mapping[str, Mapping[str, Any]], title: str, rows: Sequen
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
     table.add_column("score")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     if len(names) > 1:
         table.add_column("change", justify="right")
     for key, label, lower_is_better in rows:

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from georeg_diffusion.evaluation.setting import Setting
+from georeg_diffusion.progress import progress
 from georeg_diffusion.report.curves import Curve, plot
 from georeg_diffusion.report.page import page
 from georeg_diffusion.report.plots import plots
@@ -228,6 +229,27 @@ def test_what_images_were_measured_by_is_named():
     assert measures(models) == {"the pixels": ["fid", "kid"]}
     text = " ".join(Reader(page({"models": models}, ROWS)).texts)
     assert "lower is better · by the pixels" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_not_markup_on_the_terminal(terminal, monkeypatch):
+    name = "[/b] [red]x"
+    console = Console(width=100, file=io.StringIO(), force_terminal=terminal)
+    monkeypatch.setattr("georeg_diffusion.progress.console", console)
+    console.print(comparison({"base": model(), name: model()}, "Scores", ROWS))
+    with progress(f"{name}: mrtl", 2) as bar:
+        bar.advance(steps=2)
+    assert console.file.getvalue().count(name) >= 2
+
+
+def test_long_names_stay_inside_the_drawing():
+    names = ["a" * 60, "b" * 60]
+    svg = plot("t", "c", {n: Curve([1, 2], [1.0, 2.0]) for n in names}, xlabel="x", ylabel="y", perfect=(1, "perfect")).svg
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    legend = svg[svg.index('id="legend_1"') :]
+    places = [float(x) for x in re.findall(r"translate\(([\d.]+) [\d.]+\) scale", legend)]
+    assert places
+    assert max(places) < 0.5 * width, "names begin in the left half, one below the other"
 
 
 def test_cautions_name_what_is_missing_and_what_to_beware_of():
