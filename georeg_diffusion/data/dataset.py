@@ -41,7 +41,7 @@ class DatasetImages(Images):
     Raises:
         RunError: an empty data set; an item that is no image, or whose floats lie outside ``value_range``.
         TypeError: a data set without length or items by number.
-        ValueError: another range; captions or labels of another number.
+        ValueError: another range; other channels; captions or labels of another number.
 
     Example:
         >>> import torch
@@ -71,6 +71,8 @@ class DatasetImages(Images):
             )
         if tuple(value_range) not in ((0, 1), (-1, 1)):
             raise ValueError(f"value_range: got {value_range}, expected (0, 1) or (-1, 1)")
+        if channels not in (None, 1, 3):
+            raise ValueError(f"channels: got {channels}, expected 1 or 3")
         self.dataset, self.resolution, self.value_range = dataset, resolution, value_range
         self.name = name or type(dataset).__name__
         if not len(dataset):
@@ -81,8 +83,6 @@ class DatasetImages(Images):
         first = dataset[0]
         picture = self._picture(0, first)
         self.channels = channels or (channels_of([picture.mode]) if isinstance(picture, Image.Image) else len(picture))
-        if self.channels not in (1, 3):
-            raise RunError(f"item 0 of {self.name} has {self.channels} channels, expected 1 or 3; see channels=")
         self.random_flip = random_flip
         self.transform = Transform(resolution, self.channels, center_crop, random_flip)
         self.labels = torch.as_tensor(labels) if labels is not None else self._labels(first)
@@ -105,13 +105,21 @@ class DatasetImages(Images):
             item = item[key]
         elif isinstance(item, (tuple, list)) and len(item):
             item = item[0]
-        if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
+        if (
+            isinstance(item, np.ndarray)
+            and item.dtype == np.uint8
+            and item.size
+            and (item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (1, 3, 4)))
+        ):
             return Image.fromarray(item[..., 0] if item.shape[2:] == (1,) else item)
         if isinstance(item, Image.Image):
             return item
-        if not isinstance(item, Tensor) or item.ndim not in (2, 3) or not item.numel():
+        is_image = isinstance(item, Tensor) and (item.ndim == 2 or (item.ndim == 3 and len(item) in (1, 3)))
+        if not is_image or not item.numel():
             shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
-            raise RunError(f"item {index} of {self.name} is a {type(item).__name__}{shape}, expected an image (C, H, W)")
+            raise RunError(
+                f"item {index} of {self.name} is a {type(item).__name__}{shape}, expected an image (1 or 3, H, W)"
+            )
         pixels = item if item.ndim == 3 else item[None]
         if pixels.dtype == torch.uint8:
             return pixels.float() / 127.5 - 1

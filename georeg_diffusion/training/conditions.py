@@ -13,6 +13,7 @@ from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.conditions import Conditions
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.options import flag_of
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.encode import cached_prompts
 
@@ -40,8 +41,9 @@ def conditions_of(bundle: Bundle, images: Images, config: TrainConfig, cache: Pa
         rows = cached_prompts(prompts, bundle, cache, accelerator)
         choices = [tuple(number[text] for text in each) for each in captions]
         return Conditions(rows, choices, null=number[""], dropout=config.conditioning_dropout_prob)
-    if config.instance_prompt is not None:
-        raise UsageError(f"--instance-prompt: this {type(network).__name__} is not conditioned on text; leave it out")
+    given = [name for name in ("instance_prompt", "validation_prompt") if getattr(config, name) is not None]
+    if given:
+        raise UsageError(f"{flag_of(given[0])}: this {type(network).__name__} is not conditioned on text; leave it out")
     classes = family.num_classes(network)
     if classes is None:
         return None

@@ -16,7 +16,7 @@ from georeg_diffusion.codec import encode, stride_of
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.data.latents import Latents
 from georeg_diffusion.data.rows import Rows, write_rows
-from georeg_diffusion.errors import UsageError
+from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.weights import weights_hash
 from georeg_diffusion.progress import console
 
@@ -37,6 +37,7 @@ def cached_latents(images: Images, codec: Any, cache: Path, accelerator: Any) ->
 
     Raises:
         UsageError: a resolution that the autoencoder cannot halve often enough.
+        RunError: latents that are not finite.
     """
     stride = stride_of(codec)
     if images.resolution % stride:
@@ -57,6 +58,12 @@ def cached_latents(images: Images, codec: Any, cache: Path, accelerator: Any) ->
         pixels = images.batch(rows)
         both = torch.stack([pixels, pixels.flip(-1)][:flips], dim=1)
         latents = encode(codec, both.flatten(0, 1).to(accelerator.device)).float().cpu()
+        bad = (~torch.isfinite(latents.flatten(1)).all(1)).nonzero().flatten()
+        if len(bad):
+            raise RunError(
+                f"--vae: the latents of image {rows[int(bad[0]) // flips]} of {images.name} are not finite; expected numbers "
+                f"(some autoencoders overflow in half precision; this one is in {str(codec.dtype).removeprefix('torch.')})"
+            )
         moments.add_(torch.tensor([latents.numel(), latents.double().sum(), latents.double().square().sum()]))
         return {"latents": latents.unflatten(0, (len(rows), flips))}
 

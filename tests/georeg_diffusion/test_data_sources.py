@@ -235,7 +235,9 @@ def test_torch_data_sets_of_every_kind_of_item():
         ([torch.zeros(1, 8, 8, dtype=torch.int64)], RunError, "is of torch.int64"),
         ([{"picture": 1}], RunError, "has picture, expected image"),
         (["a path"], RunError, "is a str, expected an image"),
-        ([torch.zeros(4, 8, 8)], RunError, "has 4 channels, expected 1 or 3"),
+        ([torch.zeros(4, 8, 8)], RunError, r"of shape \(4, 8, 8\), expected an image \(1 or 3, H, W\)"),
+        ([np.zeros((8, 8, 5), np.uint8)], RunError, r"of shape \(8, 8, 5\)"),
+        ([np.zeros((8, 8))], RunError, "is a ndarray"),
         ([torch.zeros(1, 0, 8)], RunError, r"of shape \(1, 0, 8\)"),
     ],
 )

@@ -226,6 +226,15 @@ def test_the_scale_of_latents_is_checked(tmp_path, folder, capsys):
     assert "scaling_factor, 10000.0, should be" in " ".join(capsys.readouterr().out.split())
 
 
+def test_latents_that_are_not_finite_are_never_kept(tmp_path, folder):
+    codec = vae()
+    with torch.no_grad():
+        codec.quant_conv.bias[0] = torch.inf
+    with pytest.raises(RunError, match="the latents of image 0 of faces are not finite; .* in float32"):
+        cached_latents(images(folder), codec, tmp_path, ALONE)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_strides():
     assert stride_of(vae()) == stride_of(vq()) == 2
     assert stride_of(diffusers.AutoencoderTiny()) == 8

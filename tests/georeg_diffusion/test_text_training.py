@@ -258,6 +258,7 @@ def test_class_conditional_models_train_on_folders_of_classes(tmp_path):
         ("no captions", 1, "faces has no captions; write metadata.jsonl beside the images"),
         ("some captions", 1, "1 of the 6 images of faces have no caption, such as"),
         ("no text model", 2, "--instance-prompt: this UNet2DModel is not conditioned on text"),
+        ("no prompt", 2, "--validation-prompt: this UNet2DModel is not conditioned on text"),
         ("no lora", 2, "--lora: diffusers has no LoRA format for DDPMPipeline"),
         ("no classes", 1, "the model is conditioned on 10 classes, but faces has none"),
     ],
@@ -269,7 +270,11 @@ def test_mistakes_get_one_line(tmp_path, capsys, faces, base, model, case, code,
         (place / file.name).write_bytes(file.read_bytes())
     if case == "some captions":
         (place / "metadata.jsonl").write_text("\n".join((faces / "metadata.jsonl").read_text().splitlines()[:5]))
-    extra = {"no text model": ["--instance-prompt", "x"], "no lora": ["--lora"]}.get(case, [])
+    extra = {
+        "no text model": ["--instance-prompt", "x"],
+        "no lora": ["--lora"],
+        "no prompt": ["--validation-prompt", ""],
+    }.get(case, [])
     start = model if extra else base
     if case == "no classes":
         start = tmp_path / "adm"
