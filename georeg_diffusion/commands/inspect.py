@@ -20,12 +20,16 @@ _WHAT, _RUN = "What is measured", "Run"
 
 @dataclass(frozen=True)
 class InspectConfig(ModelOptions):
-    """The geometry of any frozen model at each timestep, nothing trained: would the isometry loss help, and from which t on?
+    """The geometry of any frozen model at each timestep, with nothing trained.
 
-    Measured of the map x_t to h: the normalised isometry loss with its standard error, conformality, effective rank, the
-    largest singular values, and how near x_t is to a sphere. The suggested p (--isometry-skip of train) is the smallest,
-    in hundredths, such that for all t > pT the data adds at most --tolerance to ‖x_t‖²: (a²/s²) E‖x₀‖²/n ≤ tolerance
-    with x_t = a x₀ + s ε. Writes inspection.json and inspection.png. To resume, run the same command again.
+    Of the map x_t to h: the normalised isometry loss with its standard error,
+    conformality, effective rank, the largest singular values, and how near x_t
+    is to a sphere. Writes inspection.json and inspection.png. To resume, run
+    the same command again.
+
+    The suggested p (--isometry-skip of train) is the smallest, in hundredths,
+    such that for all t > pT the data adds at most --tolerance to ‖x_t‖²:
+    (a²/s²) E‖x₀‖²/n ≤ tolerance, where x_t = a x₀ + s ε.
     """
 
     baseline: str | None = option(None, "A second model to draw beside it, given as MODEL is.", panel=_WHAT)

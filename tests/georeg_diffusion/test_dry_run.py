@@ -1,5 +1,7 @@
 """``train --dry-run``: what it counts against a real step, and that it leaves no trace."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +17,7 @@ from georeg_diffusion.training.dry_run import StepCost, cost_of, report
 from georeg_diffusion.training.phase import Phase
 from tests.georeg_diffusion.conftest import TINY, cli
 from tests.georeg_diffusion.networks import adm, plain, vae
+from tests.georeg_diffusion.text_model import stable_diffusion
 
 
 def config_of(model, **options):
@@ -143,6 +146,18 @@ def test_classes_and_latents(tmp_path, seconds):
         bare = work_of(lambda: network(x, 10).sample.square().mean())
     assert found.plain_work == pytest.approx(bare, rel=0.02)
     assert found.share == pytest.approx(0.499)
+
+
+def test_text_and_adapters(tmp_path, seconds):
+    """Adapters alone are trained by default, on latents; a prompt that is dropped does not pay."""
+    stable_diffusion(tmp_path).save_pretrained(tmp_path / "sd")
+    config = config_of(tmp_path / "sd", train_batch_size=2, rank=2, conditioning_dropout_prob=0.25)
+    found = cost_of(config, SimpleNamespace(channels=3, resolution=16))
+    assert 0 < found.trained < found.parameters / 10
+    assert found.state_bytes == 4 * (found.parameters + 3 * found.trained)
+    assert found.share == pytest.approx(0.75 * 0.499)
+    assert found.isometry_work > found.plain_work
+    assert "of them trained" in dict(report(found, config, Digits(16), []))["network"]
 
 
 def test_numbers_in_words():
