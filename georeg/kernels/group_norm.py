@@ -23,7 +23,7 @@ from georeg.kernels.rules import Maybe, Operator
 
 aten = torch.ops.aten
 
-CACHE_BYTES = 2**20
+CACHE_BYTES = 2**19
 """On a CPU the second-order rule works through a batch in parts of this size, whose temporaries stay in the cache."""
 
 
@@ -114,76 +114,83 @@ class _GroupNorm(Operator):
         assert v is not None  # the only point
         c, v = c.contiguous(), v.contiguous()
         rows = len(x) if x.device.type != "cpu" else max(CACHE_BYTES // (x[0].numel() * x.element_size()), 1)
-        if rows >= len(x):
-            return self._second(c, v, primals, stats, wanted, push=push, pull=pull)
         pushed, pulled, dx = (torch.empty_like(x) if want else None for want in (push, pull, wanted[0]))
-        totals: list[Maybe] = [None, None]
+        work = x.new_empty(3, *x[:rows].shape)
+        sums = []
         for part in (slice(i, i + rows) for i in range(0, len(x), rows)):
-            found = self._second(
-                c[part], v[part], (x[part], w, b), [s[part] for s in stats], wanted, push=push, pull=pull
-            )  # fmt: skip
-            for whole, piece in ((pushed, found[0]), (pulled, found[1][0]), (dx, found[2][0])):
-                if whole is not None and piece is not None:
-                    whole[part] = piece
-            for i, more in enumerate(found[2][1:]):
-                before = totals[i]
-                totals[i] = more if before is None or more is None else before + more
-        return pushed, (pulled,), (dx, *totals)
+            to = [None if t is None else t[part] for t in (pushed, pulled, dx)]
+            at = (x[part], w, b), [s[part] for s in stats]
+            sums.append(self._second(c[part], v[part], *at, to, work[:, : len(x) - part.start]))
+        dw, db = (torch.cat(of_parts).sum(0) for of_parts in zip(*sums, strict=True))
+        return pushed, (pulled,), (dx, dw if wanted[1] else None, db if wanted[2] else None)
 
     def _second(
-        self,
-        c: Tensor,
-        v: Tensor,
-        primals: Sequence[Any],
-        stats: Sequence[Tensor],
-        wanted: Sequence[bool],
-        *,
-        push: bool,
-        pull: bool,
-    ) -> tuple[Maybe, tuple[Maybe, ...], tuple[Maybe, ...]]:
-        x, w, b = primals
-        mean, rho = stats
+        self, c: Tensor, v: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], to: Sequence[Maybe], work: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fill ``to`` (T(v), V(c) and ∂B/∂x, None where not wanted); give ∂B/∂w and ∂B/∂b of each sample.
+
+        ``work`` is memory for three tensors like x: to obtain it anew for every operation would cost as much as they do.
+        """
+        (x, w, _), (mean, rho), (pushed, pulled, dx) = primals, stats, to
         p, v_x, _ = self._projected(v, x, stats, sums=True)
-        weighted = p if w is None else p * _channels(w, x)
         if self.has_silu:
-            first, curvature = _silu_derivatives(self._normalised(x, w, b)[0])
-            s = first * c
-            pushed = first.mul_(weighted) if push else None
-            k = curvature.mul_(c).mul_(weighted)
+            s, k, free = self._bent(c, p, primals, pushed, work)
         else:
-            s, pushed, k = c, weighted if push else None, None
-        if pull:
-            pulled, s_x, s_1 = self._projected(s, x, stats, w, sums=True)
+            s, k, free = c, None, work[0]
+            if pushed is not None:
+                torch.mul(p, 1 if w is None else _channels(w, x), out=pushed)
+        if pulled is not None:
+            found, s_x, s_1 = self._projected(s, x, stats, w, sums=True)
+            pulled.copy_(found)
         else:
             s_1 = _over_space(s)
-            s_x = _to_channels(rho, x) * (_over_space(s * x) - _to_channels(mean, x) * s_1)
-        s_p = _over_space(s * p)
+            s_x = self._scaled(_over_space(torch.mul(s, x, out=free)) - self._scaled(s_1, mean), rho)
+        s_p = _over_space(torch.mul(s, p, out=free))
 
         def group_mean(per_channel: Tensor) -> Tensor:
-            return per_channel.reshape(len(x), self.groups, -1).sum(-1) / (x[0].numel() // self.groups)
+            return self._groups(per_channel).sum(-1) / (x[0].numel() // self.groups)
 
         e_x, e_p = (group_mean(t if w is None else t * w) for t in (s_x, s_p))
         toward_s = -rho * group_mean(v_x)
+        grouped = self._groups(s), toward_s.unsqueeze(-1)
         if k is None:
-            dx, k_x, k_1 = pulled if pull else self._projected(s, x, stats, w)[0], 0 * s_x, 0 * s_1
-            dx = dx * _spread(toward_s, x)
+            torch.mul(*grouped, out=self._groups(free))
         else:
-            bent = k.addcmul_(s, _spread(toward_s, x))
-            dx, bent_x, bent_1 = self._projected(bent, x, stats, w, sums=True)
-            per_channel = _to_channels(toward_s, x)
-            k_x, k_1 = bent_x - per_channel * s_x, bent_1 - per_channel * s_1
-        factor = rho.square() * e_p
-        dx.addcmul_(p, _spread(-rho * e_x, x)).addcmul_(x, _spread(-factor, x)).add_(_spread(factor * mean, x))
-        dw = (s_p + k_x).sum(0) if wanted[1] else None
-        return pushed, (pulled if pull else None,), (dx, dw, k_1.sum(0) if wanted[2] else None)
+            self._groups(k).addcmul_(*grouped)
+        along_x, bent_x, bent_1 = self._projected(free if k is None else k, x, stats, w, sums=True)
+        if dx is not None:
+            factor = (rho.square() * e_p).unsqueeze(-1)
+            groups = self._groups(along_x).addcmul_(self._groups(p), (-rho * e_x).unsqueeze(-1))
+            groups.addcmul_(self._groups(x), -factor)
+            torch.add(groups, factor * mean.unsqueeze(-1), out=self._groups(dx))
+        return s_p + bent_x - self._scaled(s_x, toward_s), bent_1 - self._scaled(s_1, toward_s)
 
+    def _groups(self, x: Tensor) -> Tensor:
+        """``(B, G, rest)``, a view."""
+        return x.view(len(x), self.groups, -1)
 
-def _silu_derivatives(z: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU′ = s + z s(1 − s) and SiLU″ = s(1 − s)(2 + z(1 − 2s)), with s the sigmoid."""
-    s = torch.sigmoid(z)
-    slope = (1 - s).mul_(s)
-    first = torch.addcmul(s, z, slope)
-    return first, s.mul_(-2).add_(1).mul_(z).add_(2).mul_(slope)
+    def _scaled(self, per_channel: Tensor, per_group: Tensor) -> Tensor:
+        return (self._groups(per_channel) * per_group.unsqueeze(-1)).view_as(per_channel)
+
+    def _bent(
+        self, c: Tensor, p: Tensor, primals: Sequence[Any], pushed: Maybe, work: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """s = φ′(z) c, k = φ″(z) c w p and memory that is free again; ``pushed`` gets φ′(z) w p.
+
+        With σ the sigmoid and σ′ = σ(1 − σ): φ′ = σ + zσ′ and φ″ = 2σ′ + zσ′(1 − 2σ).
+        """
+        x, w, b = primals
+        z = self._normalised(x, w, b)[0]
+        sigmoid = torch.sigmoid(z, out=work[0])
+        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=work[1])
+        z_slope = z.mul_(slope)
+        first = torch.add(sigmoid, z_slope, out=work[2])
+        k = slope.mul_(2).add_(z_slope).addcmul_(z_slope, sigmoid, value=-2).mul_(c)
+        weighted = p if w is None else torch.mul(p, _channels(w, x), out=z)
+        if pushed is not None:
+            torch.mul(first, weighted, out=pushed)
+        k.mul_(weighted)
+        return torch.mul(first, c, out=work[0]), k, first
 
 
 def _channels(parameter: Tensor, x: Tensor) -> Tensor:
@@ -193,17 +200,7 @@ def _channels(parameter: Tensor, x: Tensor) -> Tensor:
 
 def _over_space(x: Tensor) -> Tensor:
     """Sums ``(B, C)`` over the space of ``(B, C, *space)``."""
-    return x.flatten(2).sum(-1) if x.ndim > 2 else x
-
-
-def _to_channels(statistic: Tensor, x: Tensor) -> Tensor:
-    """``(B, G)`` repeated for each channel, ``(B, C)``."""
-    return statistic.repeat_interleave(x.shape[1] // statistic.shape[1], dim=1)
-
-
-def _spread(statistic: Tensor, x: Tensor) -> Tensor:
-    """``(B, G)`` that broadcasts over ``(B, C, *space)``."""
-    return _to_channels(statistic, x).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+    return x.reshape(*x.shape[:2], -1).sum(-1)
 
 
 def _apply(x: Tensor, num_groups: int, weight: Maybe, bias: Maybe, eps: float, *, has_silu: bool) -> Tensor:
