@@ -117,9 +117,8 @@ class DatasetImages(Images):
         is_image = isinstance(item, Tensor) and (item.ndim == 2 or (item.ndim == 3 and len(item) in (1, 3)))
         if not is_image or not item.numel():
             shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
-            raise RunError(
-                f"item {index} of {self.name} is a {type(item).__name__}{shape}, expected an image (1 or 3, H, W)"
-            )
+            what = f"a {type(item).__name__}{shape}"
+            raise RunError(f"item {index} of {self.name} is {what}, expected an image (1 or 3, H, W)")
         pixels = item if item.ndim == 3 else item[None]
         if pixels.dtype == torch.uint8:
             return pixels.float() / 127.5 - 1

@@ -61,8 +61,8 @@ def cached_latents(images: Images, codec: Any, cache: Path, accelerator: Any) ->
         bad = (~torch.isfinite(latents.flatten(1)).all(1)).nonzero().flatten()
         if len(bad):
             raise RunError(
-                f"--vae: the latents of image {rows[int(bad[0]) // flips]} of {images.name} are not finite; expected numbers "
-                f"(some autoencoders overflow in half precision; this one is in {str(codec.dtype).removeprefix('torch.')})"
+                f"--vae: the latents of image {rows[int(bad[0]) // flips]} of {images.name} are not finite; expected "
+                f"numbers (some autoencoders overflow in half precision; this one is in {str(codec.dtype).removeprefix('torch.')})"
             )
         moments.add_(torch.tensor([latents.numel(), latents.double().sum(), latents.double().square().sum()]))
         return {"latents": latents.unflatten(0, (len(rows), flips))}

@@ -270,11 +270,8 @@ def test_mistakes_get_one_line(tmp_path, capsys, faces, base, model, case, code,
         (place / file.name).write_bytes(file.read_bytes())
     if case == "some captions":
         (place / "metadata.jsonl").write_text("\n".join((faces / "metadata.jsonl").read_text().splitlines()[:5]))
-    extra = {
-        "no text model": ["--instance-prompt", "x"],
-        "no lora": ["--lora"],
-        "no prompt": ["--validation-prompt", ""],
-    }.get(case, [])
+    options = {"no text model": ["--instance-prompt", "x"], "no prompt": ["--validation-prompt", ""], "no lora": ["--lora"]}
+    extra = options.get(case, [])
     start = model if extra else base
     if case == "no classes":
         start = tmp_path / "adm"
