@@ -60,9 +60,10 @@ def cached_latents(images: Images, codec: Any, cache: Path, accelerator: Any) ->
         latents = encode(codec, both.flatten(0, 1).to(accelerator.device)).float().cpu()
         bad = (~torch.isfinite(latents.flatten(1)).all(1)).nonzero().flatten()
         if len(bad):
+            precision = str(codec.dtype).removeprefix("torch.")
             raise RunError(
                 f"--vae: the latents of image {rows[int(bad[0]) // flips]} of {images.name} are not finite; expected "
-                f"numbers (some autoencoders overflow in half precision; this one is in {str(codec.dtype).removeprefix('torch.')})"
+                f"numbers (some autoencoders overflow in half precision; this one is in {precision})"
             )
         moments.add_(torch.tensor([latents.numel(), latents.double().sum(), latents.double().square().sum()]))
         return {"latents": latents.unflatten(0, (len(rows), flips))}
