@@ -56,6 +56,7 @@ class HubImages(Images):
         self.column = _column("--image-column", image_column, [c for c in kinds if kinds[c] == "Image"], kinds)
         if self.column is None:
             raise RunError(f"--dataset-name: {name} has no column of images, but {', '.join(kinds)}")
+        self._pictures = dataset.select_columns([self.column])  # nothing else is read, nor decoded
         texts = [c for c in kinds if _is_text(dataset.features[c])]
         spoken = [c for c in COLUMNS if c in texts]
         caption = _column("--caption-column", caption_column, texts, kinds) if caption_column else next(iter(spoken), None)
@@ -81,7 +82,7 @@ class HubImages(Images):
 
     def _picture(self, index: int) -> Image.Image:
         try:
-            picture = self.dataset[index][self.column]
+            picture = self._pictures[index][self.column]
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"cannot read image {index} of {self.name}: {reason}") from error
