@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from georeg_diffusion.denoiser import Denoiser
 from georeg_diffusion.h_space import HSpace
@@ -46,3 +47,29 @@ def encoder_at(denoiser: Denoiser, t: Tensor | float, *, at: str | None = None) 
         return h.to(torch.promote_types(x.dtype, torch.float32))
 
     return encode
+
+
+@contextmanager
+def single_precision(network: nn.Module) -> Iterator[None]:
+    """Half-precision weights widened to float32 inside the block, and back to the very same: a Jacobian in half precision
+    has no singular vectors worth the name.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion.editing.encoder import single_precision
+        >>> layer = torch.nn.Linear(2, 2).half()
+        >>> with single_precision(layer):
+        ...     print(layer.weight.dtype)
+        torch.float32
+        >>> layer.weight.dtype
+        torch.float16
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    half = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
+    try:
+        for tensor, data in half:
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in half:
+            tensor.data = data

@@ -114,6 +114,9 @@ def inject_content(content: dict[float, Tensor], strength: float = 1.5) -> HEdit
         content: h′ by timestep, from :func:`record_h`.
         strength: c.
 
+    Raises:
+        ValueError: when it is used at a timestep that was not recorded, or with another number of rows.
+
     References:
         Jeong, Kwon, Uh 2023, Training-free style transfer emerges from h-space in diffusion models.
 

@@ -57,7 +57,9 @@ def unit_tangent(x: Tensor, direction: Tensor) -> Tensor:
     return v / length
 
 
-def move(x: Tensor, directions: Tensor, weights: Tensor | Sequence[float], angle: float) -> Tensor:
+def move(
+    x: Tensor, directions: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence[float]], angle: float
+) -> Tensor:
     """x ↦ Exp_x(a Σᵢ γᵢ Δxᵢ), with Δxᵢ unit tangents and a in radians (Fig. 7; Fig. V for several directions).
 
     Args:
