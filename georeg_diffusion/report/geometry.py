@@ -184,7 +184,7 @@ def _bundle(ax: Any, details: _Details, color: str, name: str) -> None:
 
 def _radius(ax: Any, details: _Details) -> None:
     """‖x_t‖/r_t as measured, as expected, and the band of the tolerance."""
-    points = [(e["fraction"], e["radius_ratio"]) for e in details["profile"] if e.get("radius_ratio")]
+    points = [(e["fraction"], e["radius_ratio"]) for e in details["profile"] if _mean(e.get("radius_ratio"), "g") != "—"]
     if points:
         values, spreads = zip(*((one["value"], one["std"] or 0.0) for _, one in points), strict=True)
         x = [fraction for fraction, _ in points]
