@@ -35,7 +35,7 @@ unet = diffusers.UNet2DModel(
 )
 objective = IsometricDiffusionLoss(unet, scheduler, gate=IsometryGate(weight=0.1, skip=0.5))
 optimiser = torch.optim.Adam(unet.parameters(), lr=1e-3)
-for _ in track(range(20 if options.quick else 1500), "training with the isometry loss"):
+for _ in track(range(20 if options.quick else 500), "training with the isometry loss"):
     optimiser.zero_grad()
     objective(images[torch.randint(len(images), (32,))]).loss.backward()
     optimiser.step()
@@ -44,24 +44,24 @@ unet.eval().requires_grad_(False)
 # Any diffusers model is loaded by georeg_diffusion.load(path), and has prompts and classes in its Denoiser.
 denoiser = Denoiser(Bundle(unet, scheduler))
 steps = ddim_steps(scheduler, 20)
-x_T, t = seeded_noise((1, 8, 8), [options.seed]), steps.timesteps[0]
+noise, t = seeded_noise((1, 8, 8), [options.seed]), steps.timesteps[0]
 encode = encoder_at(denoiser, t)
-basis = local_basis(encode, x_T, 2, generator=torch.Generator().manual_seed(0))
+basis = local_basis(encode, noise, 2, generator=torch.Generator().manual_seed(0))
 print(f"h moves by {basis.values[0, 0]:.3g} and {basis.values[0, 1]:.3g} for a unit of x along v1 and v2")
 
 angle, gammas = 0.25, [-2, -1, 0, 1, 2]
 weights = torch.tensor([[float(g), 0.0] for g in gammas])
-circle = move(x_T, basis.x_vectors, weights, angle)[:, 0]
-both = move(x_T, basis.x_vectors, weights.flip(1) + weights, angle)[:, 0]
-walks = [shoot(encode, x_T, basis.x_vectors[0], sign * angle, 2, rank=8)[:, 0] for sign in (-1, 1)]
+circle = move(noise, basis.x_vectors, weights, angle)[:, 0]
+both = move(noise, basis.x_vectors, weights.flip(1) + weights, angle)[:, 0]
+walks = [shoot(encode, noise, basis.x_vectors[0], sign * angle, 2, rank=8)[:, 0] for sign in (-1, 1)]
 walk = torch.cat([walks[0].flip(0), walks[1][1:]])
 turned = torch.nn.functional.cosine_similarity(walk.flatten(1), circle.flatten(1)).clamp(-1, 1).acos()
 print(f"shooting, {turned.max():.3g} rad from the great circle at most after 2 steps of {angle} rad")
 rows = [ddim(denoiser, steps, x) for x in (circle, both, walk)]
 
 edit = add_direction(basis.h_vectors[0], torch.tensor([0.5 * g for g in gammas]))
-in_h = sample_with_h(denoiser, steps, x_T.expand(5, -1, -1, -1), edit, interval=(500, 1000))
-plain = ddim(denoiser, steps, x_T.expand(5, -1, -1, -1))
+in_h = sample_with_h(denoiser, steps, noise.expand(5, -1, -1, -1), edit, interval=(500, 1000))
+plain = ddim(denoiser, steps, noise.expand(5, -1, -1, -1))
 print(f"no edit of h is plain sampling bit for bit: {torch.equal(in_h[2], plain[2])}")
 options.output_dir.mkdir(parents=True, exist_ok=True)
 grid(

@@ -179,6 +179,15 @@ def test_inspect_geometry(tmp_path):
     assert "suggested p: 0.4" in printed
 
 
-@pytest.mark.parametrize("name", ["inspect_geometry.py", "plain_loop.py", "lightning_module.py", "vae_warmup.py"])
+def test_edit_latents(tmp_path):
+    printed = run_example("edit_latents.py", tmp_path)
+    assert is_picture(tmp_path / "edit_latents.png")
+    assert "plain sampling bit for bit: True" in printed
+    assert 0 < float(re.search(rf"shooting, {NUMBER} rad", printed)[1]) < 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["edit_latents.py", "inspect_geometry.py", "plain_loop.py", "lightning_module.py", "vae_warmup.py"]
+)
 def test_examples_stay_short(name):
     assert len((EXAMPLES / name).read_text().splitlines()) < 80

@@ -283,7 +283,7 @@ def _learned(
     others, labels_of = _others(config, work, bundle, there, 500), labeller(classifier, names, work.device)
     options: dict[str, Any] = {"method": config.label_method, "at": config.h_module, "model": model}
     directions, accuracies = label_directions(others, labels_of, names, space, **options)
-    return directions, [[f"{accuracy:.0%} separated"] for accuracy in accuracies]
+    return directions, [[] if a is None else [f"held out {a:.0%}"] for a in accuracies]
 
 
 def _others(config: EditConfig, work: Workspace, bundle: Bundle, there: Subjects, default: int) -> Subjects:

@@ -11,7 +11,7 @@ from torch import Tensor
 from georeg_diffusion.editing.directions import Directions, DirectionsInfo, load_directions
 from georeg_diffusion.editing.encoder import encoder_at, single_precision
 from georeg_diffusion.editing.global_basis import GlobalBasis, global_basis
-from georeg_diffusion.editing.labels import label_direction
+from georeg_diffusion.editing.labels import held_out_accuracy, label_direction
 from georeg_diffusion.editing.local_basis import LocalBasis, local_basis
 from georeg_diffusion.editing.subjects import Subjects
 from georeg_diffusion.evaluation.classifier import Classifier
@@ -70,7 +70,7 @@ def label_directions(
     method: str = "svm",
     at: str | None = None,
     model: str = "",
-) -> tuple[Directions, list[float]]:
+) -> tuple[Directions, list[float | None]]:
     """Directions towards labels, from samples that are decoded and labelled.
 
     Args:
@@ -83,21 +83,22 @@ def label_directions(
         model: the model's hash.
 
     Returns:
-        The directions, and the accuracy of each hyperplane on the samples it was found from.
+        The directions, and of each its accuracy on held-out samples (:func:`held_out_accuracy`).
 
     Raises:
         ValueError: a label that all samples or none have, by its name.
     """
     labels = labels_of(subjects.images("Sampling images to label"))
     points = subjects.latents if space == "x" else _features(subjects, at)
-    found = []
+    found, accuracies = [], []
     for name, column in zip(names, labels.T, strict=True):
         try:
             found.append(label_direction(points, column, method=method))
+            accuracies.append(held_out_accuracy(points, column, method=method))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     info = DirectionsInfo(space, tuple(names), f"labels ({method})", model, subjects.timestep)
-    return Directions(torch.stack([f.vector for f in found]), info), [f.accuracy for f in found]
+    return Directions(torch.stack([f.vector for f in found]), info), accuracies
 
 
 def saved_directions(subjects: Subjects, file: Path, space: str | None = None, *, at: str | None = None) -> Directions:

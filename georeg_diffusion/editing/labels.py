@@ -12,21 +12,21 @@ METHODS = ("svm", "means")
 
 @dataclass(frozen=True)
 class LabelDirection:
-    """A direction towards a label.
+    """A direction towards a label, the normal of the hyperplane ⟨vector, x⟩ + offset = 0.
 
     Attributes:
         vector: of length 1 ``(1, ...)``, from without to with.
-        accuracy: share of the latents on their label's side of the hyperplane, which were used to find it.
+        offset: how far the hyperplane is from the origin, negative where it lies on the label's side.
 
     Example:
         >>> import torch
         >>> from georeg_diffusion.editing.labels import LabelDirection
-        >>> LabelDirection(torch.tensor([[1.0, 0.0]]), 0.9).accuracy
-        0.9
+        >>> LabelDirection(torch.tensor([[1.0, 0.0]]), -0.5).offset
+        -0.5
     """
 
     vector: Tensor
-    accuracy: float
+    offset: float
 
 
 def label_direction(latents: Tensor, labels: Tensor, *, method: str = "svm") -> LabelDirection:
@@ -75,6 +75,42 @@ def label_direction(latents: Tensor, labels: Tensor, *, method: str = "svm") -> 
     length = torch.linalg.vector_norm(normal)
     if not bool(length > 0):
         raise ValueError("latents: those with the label and those without are the same, expected them to differ")
-    accuracy = float((((points @ normal + offset) > 0) == is_one).double().mean())
     vector = (normal / length).reshape(1, *latents.shape[1:]).to(latents.device, latents.dtype)
-    return LabelDirection(vector, accuracy)
+    return LabelDirection(vector, offset / float(length))
+
+
+def held_out_accuracy(latents: Tensor, labels: Tensor, *, method: str = "svm", folds: int = 5) -> float | None:
+    """How well hyperplanes tell latents apart that they were not found from: mean of both labels' shares, chance is 0.5.
+
+    On those they were found from any direction looks perfect where there are more dimensions than latents.
+
+    Args:
+        latents, labels, method: see :func:`label_direction`.
+        folds: parts that are held out in turn, each with its share of both labels.
+
+    Returns:
+        None where a label has fewer latents than there are folds.
+
+    Raises:
+        ValueError: as :func:`label_direction`; fewer than two folds.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion.editing.labels import held_out_accuracy
+        >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]).repeat(5, 1)
+        >>> held_out_accuracy(x, x[:, 0] > 0)
+        1.0
+    """
+    if folds < 2:
+        raise ValueError(f"folds: got {folds}, expected at least 2")
+    label_direction(latents, labels, method="means" if method in METHODS else method)  # refuses what is wrong
+    is_one = labels.detach().bool().cpu()
+    if min(int(is_one.sum()), int((~is_one).sum())) < folds:
+        return None
+    fold = torch.where(is_one, is_one.cumsum(0), (~is_one).cumsum(0)) % folds
+    points = latents.detach().flatten(1).cpu()
+    right = torch.zeros(len(is_one), dtype=torch.bool)
+    for held in (fold == i for i in range(folds)):
+        found = label_direction(points[~held], is_one[~held], method=method)
+        right[held] = ((points[held] @ found.vector[0] + found.offset) > 0) == is_one[held]
+    return float(right[is_one].double().mean() + right[~is_one].double().mean()) / 2

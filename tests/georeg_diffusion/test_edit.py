@@ -137,7 +137,7 @@ def test_directions_from_labels(edit, classifier, tmp_path, options):
     code, record, text = edit("--method", "labels", "--classifier", classifier, "--num-samples", "40", *options)
     assert code == 0, text
     assert record["directions"] == (["b"] if "--labels" in options else ["a", "b"])
-    assert "separated" in text
+    assert "held out" in text
     assert load_file(tmp_path / "out" / "directions.safetensors")["directions"].shape[1] == 1
 
 

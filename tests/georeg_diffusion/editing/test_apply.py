@@ -125,7 +125,7 @@ def test_a_label_that_latents_decide_is_found(unet, scheduler, space):
     labels = ((s.latents * half).flatten(1).sum(1) > 0)[:, None]
     directions, accuracy = find.label_directions(s, lambda images: labels, ["left"], space, method="means")
     assert directions.info.names == ("left",)
-    assert accuracy[0] > 0.7
+    assert accuracy[0] > 0.6
     if space == "x":
         assert float((directions.vectors[0, 0] * half).sum()) > 0.6
     with pytest.raises(ValueError, match="left: labels: 150 of 150"):

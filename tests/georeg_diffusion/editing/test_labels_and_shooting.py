@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from georeg_diffusion.editing.labels import label_direction
+from georeg_diffusion.editing.labels import held_out_accuracy, label_direction
 from georeg_diffusion.editing.shooting import shoot
 from georeg_diffusion.editing.sphere import exp_map, unit_tangent
 
@@ -24,7 +24,9 @@ def test_a_planted_direction_is_found(method, offset):
     assert found.vector.shape == (1, 2, 3, 4)
     assert found.vector.norm() == pytest.approx(1, abs=1e-5)
     assert float((found.vector[0] * normal).sum()) > (0.97 if method == "svm" else 0.93)
-    assert found.accuracy > (0.9 if method == "svm" else 0.8)
+    if method == "svm":
+        assert found.offset == pytest.approx(-offset, abs=0.15)
+    assert held_out_accuracy(x, labels, method=method) > 0.85
     flipped = label_direction(x, ~labels, method=method)
     torch.testing.assert_close(flipped.vector, -found.vector, rtol=0, atol=5e-2)
 
@@ -35,6 +37,21 @@ def test_means_are_the_difference_and_the_svm_is_the_widest_margin():
     means = label_direction(x, labels, method="means").vector
     torch.testing.assert_close(means, torch.tensor([[2.0, 4.0]]) / 20**0.5)
     torch.testing.assert_close(label_direction(x, labels).vector, torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["svm", "means"])
+def test_held_out_accuracy_of_chance_is_one_half(method):
+    """More dimensions than latents: on those it was found from the hyperplane is perfect."""
+    x = torch.randn(300, 400, generator=torch.Generator().manual_seed(2))
+    labels = torch.rand(300, generator=torch.Generator().manual_seed(3)) < 0.3
+    found = label_direction(x, labels)
+    assert bool((((x @ found.vector[0] + found.offset) > 0) == labels).all())
+    assert abs(held_out_accuracy(x, labels, method=method) - 0.5) < 4 * (0.25 / 90 + 0.25 / 210) ** 0.5 / 2
+    assert held_out_accuracy(x, torch.arange(300) < 3) is None
+    with pytest.raises(ValueError, match="folds"):
+        held_out_accuracy(x, labels, folds=1)
+    with pytest.raises(ValueError, match="method"):
+        held_out_accuracy(x, labels, method="lda")
 
 
 def test_label_errors():
