@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -27,21 +31,38 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM."""
     _refuse_without_extra()
     from georeg_diffusion.errors import RunError, UsageError
 
     app = build()
     try:
-        app(args=arguments, prog_name="georeg-diffusion")
+        with _terminable():
+            app(args=arguments, prog_name="georeg-diffusion")
     except UsageError as error:
         _stop(str(error), 2)
     except RunError as error:
         _stop(str(error), 1)
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; run the same command again to go on from the last checkpoint", 130)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, unwinds like Ctrl-C, so that every command leaves its folder in order."""
+    from georeg_diffusion.errors import Interrupted
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def build():  # type: ignore[no-untyped-def]  # typer.Typer, which is only importable with the extra
@@ -78,9 +99,17 @@ def _loading(run: Callable[[Any], None]) -> Callable[[Any], None]:
     def start(config: Any) -> None:
         from rich.console import Console
 
+        from georeg_diffusion.errors import Interrupted
+
         with Console(stderr=True).status("Loading torch and diffusers"):
             import_module("georeg_diffusion._compat")
-        run(config)
+        try:
+            run(config)
+        except KeyboardInterrupt as error:  # here, since typer would leave without a word
+            stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            if os.environ.get("RANK", "0") != "0":  # one of many processes speaks
+                raise SystemExit(128 + stop.number) from None
+            _stop(str(stop), 128 + stop.number)
 
     return start
 

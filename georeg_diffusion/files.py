@@ -13,11 +13,18 @@ from typing import Any
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside ``target`` that takes its place, file or folder, once the block ends well."""
+    """A scratch path beside ``target`` that takes its place, file or folder, once the block ends well.
+
+    Where it does not, the scratch is removed: a full disk is not filled further.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.stem}.partial{target.suffix}")
     _remove(scratch)
-    yield scratch
+    try:
+        yield scratch
+    except BaseException:
+        _remove(scratch)
+        raise
     if scratch.is_dir() and target.exists():
         old = target.with_name(f".{target.name}.old")
         _remove(old)

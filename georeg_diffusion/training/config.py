@@ -192,7 +192,9 @@ class TrainConfig:
     output_dir: Path = option(Path("outputs/digits"), "Where everything is written.", panel=_OUTPUT)
     overwrite_output_dir: bool = option(False, "Delete what an earlier run left in the output folder.", panel=_OUTPUT)
     checkpointing_steps: int = option(500, "Optimiser steps between checkpoints.", panel=_OUTPUT, minimum=1)
-    checkpoints_total_limit: int = option(1, "Checkpoints kept per phase.", panel=_OUTPUT, minimum=1)
+    checkpoints_total_limit: int = option(
+        2, "Checkpoints kept per phase; the one before takes over from a damaged one.", panel=_OUTPUT, minimum=1
+    )
     logging_steps: int = option(25, "Optimiser steps between log entries.", panel=_OUTPUT, minimum=1)
     report_to: str = option(
         "tensorboard", "Tracker beside log.jsonl.", panel=_OUTPUT, choices=("tensorboard", "wandb", "trackio", "none")
@@ -224,6 +226,9 @@ class TrainConfig:
     seed: int = option(0, "Seeds weights, data order, noise, timesteps, probes and flips.", panel=_MACHINE, minimum=0)
     mixed_precision: str = option("no", "Precision of the network.", panel=_MACHINE, choices=("no", "fp16", "bf16"))
     cpu: bool = option(False, "Stay on the CPU.", panel=_MACHINE)
+    deterministic: bool = option(
+        False, "Take deterministic algorithms alone, so that a GPU repeats a run bit for bit; slower.", panel=_MACHINE
+    )
     dry_run: bool = option(
         False,
         "Print parameters, memory, time per step and what isometry costs here; write nothing.",

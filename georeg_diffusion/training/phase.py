@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-from collections import deque
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,18 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.conditions import Conditions
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, batches, draw_generators
-from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.errors import Interrupted, UsageError
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
-from georeg_diffusion.progress import console, progress
+from georeg_diffusion.progress import progress
 from georeg_diffusion.schedule import IsometryGate
 from georeg_diffusion.training import checkpoint
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import num_workers
+from georeg_diffusion.training.guard import Guard
+from georeg_diffusion.training.interrupt import in_worker, stopping
+from georeg_diffusion.training.log import Log
 from georeg_diffusion.training.selection import Selection, Validation
-
-_MAX_BAD_STEPS = 10
-_WEAK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def train_phase(
 ) -> None:
     """Train the bundle's network and save the (averaged) result in ``out/<phase.name>``.
 
-    Resumes from the newest checkpoint of the phase. Draw number n of the run always gets the same image, flip,
-    timestep, noise and probes, whatever the number of processes.
+    Resumes from the newest whole checkpoint of the phase; SIGTERM and SIGINT write one and stop. Draw number n of the
+    run always gets the same image, flip, timestep, noise and probes, whatever the number of processes.
     """
     objective = make_objective(bundle, config, phase.lambda_iso)
     parameters = [p for p in bundle.network.parameters() if p.requires_grad]  # with LoRA the adapters alone
@@ -142,10 +141,12 @@ def train_phase(
             power=config.ema_power,
         )
         average.to(accelerator.device)
-        accelerator.register_for_checkpointing(average)
     prepared, optimizer, schedule = accelerator.prepare(objective, optimizer, schedule)
     checkpoints = out / "checkpoints" / phase.name
-    start = checkpoint.resume(accelerator, checkpoints)
+    guard = Guard(accelerator)
+    # Beside accelerate's own: what is registered with it is read back by the unpickler, which runs what is in a file.
+    extras = {"guard": guard} if average is None else {"guard": guard, "average": average}
+    start = checkpoint.resume(accelerator, checkpoints, extras=extras)
 
     draws_per_step = config.train_batch_size * accumulate * processes
     order = TrainingOrder(len(images), config.seed, first=start * draws_per_step, stop=phase.steps * draws_per_step)
@@ -157,16 +158,17 @@ def train_phase(
             batch_size=config.train_batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=in_worker,
             pin_memory=accelerator.device.type == "cuda",
             drop_last=True,
         )
     )
-    log = _Log(accelerator, out / "logs" / f"{phase.name}.jsonl", phase.name, start)
-    guard = _Guard(accelerator)
+    log = Log(accelerator, out / "logs" / f"{phase.name}.jsonl", phase.name, start)
     selection = None if validation is None else Selection(accelerator, bundle, validation, phase.name, out, start)
     prepared.train()
     step = start
-    with progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process) as bar:
+    bar_of = progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process)
+    with stopping() as stop, bar_of as bar:
         for batch in batches(loader):
             scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
             with accelerator.accumulate(prepared):
@@ -184,7 +186,7 @@ def train_phase(
                 if accelerator.sync_gradients:
                     limit = config.max_grad_norm or math.inf
                     norm = accelerator.clip_grad_norm_(prepared.parameters(), limit)
-                if guard.is_sound(out_.loss, norm, step):
+                if guard.is_sound(out_, norm, step + 1):
                     optimizer.step()
                     schedule.step()
                 optimizer.zero_grad()
@@ -194,13 +196,20 @@ def train_phase(
             if average is not None:
                 average.step(parameters)
             if is_logged or step == phase.steps:
-                entry = log.write(step, out_, norm, schedule.get_last_lr()[0], ratio)
+                entry = log.write(step, out_, norm, schedule.get_last_lr()[0], ratio, guard.skipped)
                 isometry = f"  isometry {entry['functional']:.2f}" if out_.moments is not None else ""
                 bar.note(f"denoising {entry['denoising']:.4f}{isometry}")
             if selection is not None and selection.is_due(step, phase.steps):
                 selection(step, parameters, average)
-            if step % config.checkpointing_steps == 0 or step == phase.steps:
-                checkpoint.save(accelerator, checkpoints, step, keep=config.checkpoints_total_limit)
+            number = stop.agreed(accelerator)
+            if step % config.checkpointing_steps == 0 or step == phase.steps or number:
+                checkpoint.save(accelerator, checkpoints, step, keep=config.checkpoints_total_limit, extras=extras)
+            if number:
+                raise Interrupted(
+                    number,
+                    f"stopped by {signal.Signals(number).name} after step {step} of {phase.steps} ({phase.name}), whose "
+                    "checkpoint is written; run the same command again to go on from there",
+                )
             bar.advance()
     if selection is not None:
         selection.restore()
@@ -211,7 +220,6 @@ def train_phase(
         bundle.save(out / phase.name)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    accelerator._custom_objects.clear()  # free_memory leaves this phase's average in the next phase's checkpoints
 
 
 def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:
@@ -222,84 +230,3 @@ def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:
         return torch.stack([g.detach().float().norm() for g in grads if g is not None]).norm()
 
     return float(norm(out.isometry) / norm(out.denoising).clamp_min(torch.finfo(torch.float32).tiny))
-
-
-class _Guard:
-    """Skips steps with a non-finite loss or gradient, counts them, and stops after too many in a row."""
-
-    def __init__(self, accelerator: Any) -> None:
-        self.accelerator, self.bad = accelerator, 0
-
-    def is_sound(self, loss: Tensor, norm: Tensor | None, step: int) -> bool:
-        """Whether to take this step. All processes agree, since the clipped norm is of the averaged gradient."""
-        if norm is None:
-            return True
-        if math.isfinite(float(norm)):
-            self.bad = 0
-            return True
-        if self.accelerator.scaler is not None:
-            return True  # the gradient scaler skips it and lowers its scale
-        self.bad += 1
-        if self.bad >= _MAX_BAD_STEPS:
-            raise RunError(
-                f"{self.bad} steps in a row had a non-finite gradient, the last at step {step} with loss {loss.item():.4g}; "
-                "lower --learning-rate or --lambda-iso, or look for broken images (--strict)"
-            )
-        return False
-
-
-class _Log:
-    """log.jsonl and the trackers. On resume the log is cut back to the checkpoint's step."""
-
-    def __init__(self, accelerator: Any, file: Path, phase: str, start: int) -> None:
-        self.accelerator, self.file, self.phase = accelerator, file, phase
-        self.ratios: deque[float] = deque(maxlen=5)
-        self.has_warned = False
-        if accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_log(file) if line["step"] <= start]
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, step: int, out: ObjectiveOutput, norm: Tensor | None, lr: float, ratio: float | None) -> dict[str, Any]:
-        """Log one step of this process."""
-        entry: dict[str, Any] = {
-            "step": step,
-            "loss": out.loss.item(),
-            "denoising": out.denoising.item(),
-            "isometry": out.isometry.item(),
-            "functional": out.functional.item(),
-            "gated": out.gated,
-            "learning_rate": lr,
-            "gradient_norm": None if norm is None else float(norm),
-            "gradient_ratio": ratio,
-        }
-        if ratio is not None:
-            self._watch(ratio)
-        if self.accelerator.is_main_process:
-            with self.file.open("a") as log:
-                log.write(json.dumps(entry) + "\n")
-            numbers = {f"{self.phase}/{k}": v for k, v in entry.items() if k != "step" and v is not None}
-            self.accelerator.log(numbers, step=step)
-        return entry
-
-    def _watch(self, ratio: float) -> None:
-        self.ratios.append(ratio)
-        stays = len(self.ratios) == self.ratios.maxlen and max(self.ratios) < _WEAK
-        if stays and not self.has_warned and self.accelerator.is_main_process:
-            self.has_warned = True
-            console.print(
-                f"[yellow]Warning:[/] the isometry term's gradient is {max(self.ratios):.1e} of the denoising loss's: it "
-                "costs time and trains nothing. Raise --lambda-iso, or use --normalize (at the paper's 1e-4 on the "
-                "bare ratio this is expected)."
-            )
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a last line that an interruption cut short is left out."""
-    entries = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries

@@ -31,8 +31,10 @@ from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.card import claim_repository, push, write_card
 from georeg_diffusion.training.conditions import conditions_of
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.determinism import deterministic
 from georeg_diffusion.training.dry_run import cost_of, report
-from georeg_diffusion.training.phase import Phase, make_estimator, read_log, train_phase
+from georeg_diffusion.training.log import read_log
+from georeg_diffusion.training.phase import Phase, make_estimator, train_phase
 from georeg_diffusion.training.selection import Validation
 from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
 
@@ -113,7 +115,8 @@ def run(config: TrainConfig, images: Any = None) -> None:
             features = _features(config, images, accelerator.device) if config.select_by == "fid" else None
             validation = Validation.of(images, features, _prompt(config, images, bundle), config, accelerator)
         is_chosen = phase.name != "pretrained"
-        train_phase(accelerator, bundle, inputs, config, phase, out, conditions, validation if is_chosen else None)
+        with deterministic(config.deterministic):
+            train_phase(accelerator, bundle, inputs, config, phase, out, conditions, validation if is_chosen else None)
     accelerator.end_training()
     if accelerator.is_main_process:
         _conclude(config, images, out, accelerator.device, is_comparison)

@@ -21,7 +21,7 @@ from georeg_diffusion.data.rows import Rows, write_rows
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.denoising import denoising_loss
 from georeg_diffusion.training.encode import cached_latents
-from georeg_diffusion.training.phase import read_log
+from georeg_diffusion.training.log import read_log
 from tests.georeg_diffusion.conftest import cli, error_of
 from tests.georeg_diffusion.networks import plain, vae, vq
 

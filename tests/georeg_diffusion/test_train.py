@@ -12,7 +12,7 @@ from PIL import Image
 
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import load
-from georeg_diffusion.training.phase import read_log
+from georeg_diffusion.training.log import read_log
 from tests.georeg_diffusion.conftest import TINY, cli, error_of, weights
 
 
