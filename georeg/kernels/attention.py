@@ -22,7 +22,7 @@ from torch import Tensor
 from georeg.kernels.mode import autocast
 from georeg.kernels.rules import Maybe, Operator
 
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
 """Size of a block of the L × S matrices: what fits into a cache, or fills a GPU."""
 
 
@@ -187,7 +187,7 @@ def attention(
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
         attn_mask, dropout_p, is_causal, scale, enable_gqa: as of torch's own.
-        block_bytes: size of a block of an L × S matrix; default 1 MiB on a CPU, 64 MiB on a GPU.
+        block_bytes: size of a block of an L × S matrix; default 512 KiB on a CPU, 64 MiB on a GPU.
 
     Raises:
         ValueError: shapes that do not belong together; a block of no bytes.
