@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from georeg_diffusion import Bundle, Denoiser, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.editing import add_direction, encoder_at, local_basis, move, sample_with_h, shoot
+from georeg_diffusion.report.edits import signed
 from georeg_diffusion.report.grids import grid
 from georeg_diffusion.sampling.ddim import ddim, ddim_steps
 from georeg_diffusion.sampling.noise import seeded_noise
@@ -68,7 +69,7 @@ grid(
     torch.stack([*rows, in_h]),
     options.output_dir / "edit_latents.png",
     rows=["v1", "v1 and v2", "v1 by shooting", "u1 in h"],
-    columns=[f"{g:+d}" for g in gammas],
+    columns=[signed(g) for g in gammas],
     title="Digits moved along Local Basis directions",
     column_axis=f"γ, turning by {angle} rad each (in h: 0.5 ‖h‖)",
     marked=2,

@@ -172,11 +172,8 @@ def _inject(config: EditConfig, work: Workspace, bundle: Bundle, subjects: Subje
     from georeg_diffusion.progress import console
     from georeg_diffusion.report import edits
 
-    if config.contents is None:
-        last = max([int(text) for text in _sources(config) if text.isdigit()], default=config.seed - 1)
-        texts = [str(last + 1 + i) for i in range(3)]
-    else:
-        texts = _parts(config.contents, "--contents")
+    last = max([int(text) for text in _sources(config) if text.isdigit()], default=config.seed - 1)
+    texts = [str(last + 1 + i) for i in range(3)] if config.contents is None else _parts(config.contents, "--contents")
     contents = _subjects(config, work, bundle, texts, option="--contents")
     if contents.start != subjects.start:
         raise _usage("--contents: are at another noise level than the samples; invert both alike")
@@ -206,8 +203,7 @@ def _inject(config: EditConfig, work: Workspace, bundle: Bundle, subjects: Subje
         "samples": [{"name": n, "distances": distances[:, i].tolist()} for i, n in enumerate(subjects.names)],
     }
     write_json(work.path("edits.json"), record)
-    mean = float(distances.mean())
-    console.print(f"Distance from the unedited images: {mean:.3g} on average (L2 of pixels in [−1, 1])", highlight=False)
+    console.print(f"Distance from the unedited: {float(distances.mean()):.3g} on average (L2 of pixels)", highlight=False)
 
 
 def _apply(config: EditConfig, subjects: Subjects, there: Subjects, directions: Directions, weights: Tensor) -> Tensor:
@@ -396,5 +392,7 @@ def _as_usage_error() -> Iterator[None]:
     """What the functions refuse is refused by the options' names."""
     try:
         yield
-    except ValueError as error:
-        raise _usage(f"edit: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        if type(error) is RuntimeError and not str(error).startswith("at:"):
+            raise
+        raise _usage(f"edit: {' '.join(str(error).split()).replace('at: ', '--h-module: ', 1)}") from error

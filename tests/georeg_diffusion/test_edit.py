@@ -151,6 +151,26 @@ def test_images_latents_and_seeds_are_edited_together(edit, tmp_path):
     assert {"edits-a-picture.png.png", "edits-z-1.png", "edits-seed-4.png"} <= files(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-4), ("bfloat16", 0.5)])
+def test_precisions(edit, tmp_path, dtype, tolerance):
+    edit("--num-images", "1")
+    code, record, text = edit("--num-images", "1", "--dtype", dtype, out=dtype)
+    assert code == 0, text
+    first, second = (load_file(tmp_path / o / "directions.safetensors") for o in ("out", dtype))
+    torch.testing.assert_close(first["values"], second["values"], rtol=tolerance / 10, atol=0)
+    assert second["directions"].dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert max(record["samples"][0]["distances"][0]) < 100
+
+
+def test_flow_matching(edit, tmp_path):
+    torch.manual_seed(0)
+    adm(in_channels=1, out_channels=1, num_class_embeds=None).save_pretrained(tmp_path / "flow")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "flow" / "scheduler")
+    for out, options in (("x", ["--timestep", "600"]), ("h", ["--space", "h"]), ("i", ["--method", "injection"])):
+        code, _, text = edit(*options, model=tmp_path / "flow", out=out)
+        assert code == 0, text
+
+
 def test_conditional_models(edit, tmp_path):
     torch.manual_seed(0)
     adm(in_channels=1, out_channels=1).save_pretrained(tmp_path / "adm")
@@ -162,6 +182,19 @@ def test_conditional_models(edit, tmp_path):
     assert code == 0, text
     code, _, text = edit("--prompt", "a cat", model=tmp_path / "adm", out="text")
     assert (code, "--prompt" in text) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_3"])
+def test_a_prompt_with_guidance(edit, tmp_path, name):
+    pytest.importorskip("transformers")
+    from tests.georeg_diffusion import text_model
+
+    getattr(text_model, name)(tmp_path / "parts").save_pretrained(tmp_path / "text")
+    prompt = ["--prompt", "a cat", "--negative-prompt", "dog", "--num-images", "1"]
+    for out, options in (("x", []), ("h", ["--space", "h"]), ("i", ["--method", "injection", "--contents", "5"])):
+        code, record, text = edit(*prompt, *options, model=tmp_path / "text", out=out)
+        assert code == 0, text
+        assert record["samples"][0]["name"] == "seed 0"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +217,9 @@ def test_conditional_models(edit, tmp_path):
         (["--sources", "missing.png"], 1, "missing.png does not exist"),
         (["--sources", "1,-3"], 2, "--sources: got -3"),
         (["--directions", "missing.safetensors"], 1, "missing.safetensors does not exist"),
-        (["--h-module", "nothing"], 2, "nothing"),
+        (["--h-module", "nothing"], 2, "--h-module: got 'nothing'"),
+        (["--h-module", "down_blocks"], 2, "--h-module: the network ran to its end"),
+        (["--h-module", "down_blocks", "--method", "injection"], 2, "--h-module: the network ran to its end"),
         (["--num-inference-steps", "5000"], 2, "--num-inference-steps"),
         (["--step-angle", "-1"], 2, "--step-angle"),
         (["--step-angle", "inf"], 2, "finite"),
