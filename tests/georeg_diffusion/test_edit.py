@@ -151,6 +151,7 @@ def test_images_latents_and_seeds_are_edited_together(edit, tmp_path):
     assert {"edits-a-picture.png.png", "edits-z-1.png", "edits-seed-4.png"} <= files(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-4), ("bfloat16", 0.5)])
 def test_precisions(edit, tmp_path, dtype, tolerance):
     edit("--num-images", "1")
@@ -162,6 +163,7 @@ def test_precisions(edit, tmp_path, dtype, tolerance):
     assert max(record["samples"][0]["distances"][0]) < 100
 
 
+@pytest.mark.slow
 def test_flow_matching(edit, tmp_path):
     torch.manual_seed(0)
     adm(in_channels=1, out_channels=1, num_class_embeds=None).save_pretrained(tmp_path / "flow")
@@ -184,6 +186,7 @@ def test_conditional_models(edit, tmp_path):
     assert (code, "--prompt" in text) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_3"])
 def test_a_prompt_with_guidance(edit, tmp_path, name):
     pytest.importorskip("transformers")
