@@ -96,6 +96,7 @@ def test_who_pays(model, seconds, options, share):
         assert "is off" in lines[""]
 
 
+@pytest.mark.slow
 def test_recomputing_saves_memory_and_costs_work(model, seconds):
     plainly, again = (
         cost_of(config_of(model, train_batch_size=64, isometry_skip=0.0, recompute=r), Digits(8)) for r in (False, True)
@@ -133,6 +134,7 @@ def test_out_of_memory_takes_fewer(monkeypatch):
         dry_run._timed(lambda rows, gated: None, 16, True, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_classes_and_latents(tmp_path, seconds):
     """Of images of 16² the network sees latents of 8²; samples trained without a class do not pay."""
     torch.manual_seed(0)
