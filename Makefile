@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := $(sort $(wildcard examples/*.py))
 
-.PHONY: install demo test test-all lint types doctests docs figures examples-quick bench clean
+.PHONY: install demo test test-all lint types doctests docs figures examples-quick bench torture soak clean
 
 install: $(STAMP)
 
@@ -47,8 +47,22 @@ figures: install
 examples-quick: install
 	for file in $(EXAMPLES); do echo "$$file --quick"; $(BIN)/python $$file --quick --output-dir outputs/quick || exit 1; done
 
+torture: install
+	$(BIN)/python benchmarks/torture.py --kills 20
+
+soak: install
+	$(BIN)/python benchmarks/soak.py --steps 500
+
 bench: install
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	@mkdir -p outputs
+	$(BIN)/python -m pytest benchmarks -m "not cuda" --benchmark-only --benchmark-quiet -q --benchmark-json=outputs/benchmarks.json
+	$(BIN)/python -m benchmarks.report outputs/benchmarks.json
+
+bench-gpu: install
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make bench-gpu: torch sees no CUDA device; make bench runs without one")'
+	@mkdir -p outputs
+	$(BIN)/python -m pytest benchmarks -m cuda --benchmark-only --benchmark-quiet -q --benchmark-json=outputs/benchmarks-gpu.json
+	$(BIN)/python -m benchmarks.report outputs/benchmarks-gpu.json --name cuda
 
 clean:
 	rm -rf $(VENV) docs/_build build dist

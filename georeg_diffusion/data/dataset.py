@@ -93,7 +93,12 @@ class DatasetImages(Images):
         return len(self.dataset)
 
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
-        picture = self._picture(index, self.dataset[index])
+        try:
+            item = self.dataset[index]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(f"cannot read item {index} of {self.name}: {reason}") from error
+        picture = self._picture(index, item)
         return self.transform(picture, rng) if isinstance(picture, Image.Image) else self.transform.of_tensor(picture, rng)
 
     def _picture(self, index: int, item: Any) -> Image.Image | Tensor:

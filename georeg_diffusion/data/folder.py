@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ from georeg_diffusion.errors import RunError
 from georeg_diffusion.progress import track
 
 _SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-_READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _LOOKED_AT = 64
+_MOST_PIXELS = 2**28  # above what Pillow opens, and 0.8 GB in RGB
 
 
 class ImageFolder(Images):
@@ -29,6 +31,9 @@ class ImageFolder(Images):
 
     Captions come from ``metadata.jsonl`` (:func:`georeg_diffusion.data.metadata.read_captions`); where every image lies in
     a folder of its class, the folders' names in sorted order are the labels.
+
+    A file that is no image, is damaged, or would take more memory than any photograph is left out and named, and so is a
+    folder that cannot be listed: the set is never smaller without a word.
 
     Args:
         folder: searched through, in sorted order, without following links to folders.
@@ -59,18 +64,22 @@ class ImageFolder(Images):
     ) -> None:
         if not folder.is_dir():
             raise RunError(f"--train-data-dir: {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
+        hidden: list[OSError] = []
         found = sorted(
             Path(place) / name
-            for place, _, names in os.walk(folder)
+            for place, _, names in os.walk(folder, onerror=hidden.append)
             for name in names
             if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
         )
+        self.skipped: list[tuple[Path, str]] = [(Path(e.filename), e.strerror or str(e)) for e in hidden]
+        if strict and self.skipped:
+            raise RunError(f"--strict: cannot list {printable(self.skipped[0][0])}: {self.skipped[0][1]}")
         if not found:
-            raise RunError(f"--train-data-dir: {folder} holds no image (.png, .jpg, .webp, …)")
-        self.name, self.resolution = folder.resolve().name, resolution
+            told = "".join(f"; {printable(place)}: {reason}" for place, reason in self.skipped[:1])
+            raise RunError(f"--train-data-dir: {printable(folder)} holds no image (.png, .jpg, .webp, …){told}")
+        self.folder, self.name, self.resolution = folder, printable(Path(folder.resolve().name)), resolution
         self.files: list[Path] = []
-        self.skipped: list[tuple[Path, str]] = []
-        for file, reason in track(zip(found, _reasons(found), strict=True), "Reading images", len(found)):
+        for file, reason in track(zip(found, _reasons(found, resolution), strict=True), "Reading images", len(found)):
             if reason is None:
                 self.files.append(file)
             elif strict:
@@ -99,6 +108,12 @@ class ImageFolder(Images):
             digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    def listing(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:  # names alone: copies of one data set on several machines differ in path and date
+            digest.update(os.fsencode(file.relative_to(self.folder)) + b"\0")
+        return digest.hexdigest()
+
     def image(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         file = self.files[index]
         try:
@@ -118,14 +133,27 @@ def read_picture(file: Path, channels: int) -> Image.Image:
         UnreadableImage: with the reason.
     """
     try:
-        with Image.open(file) as opened:
+        with _opened(file) as opened:
             return as_mode(opened, channels)
-    except _READ_ERRORS as error:
+    except Exception as error:  # a damaged file makes decoders raise almost anything, MemoryError among it
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """A picture, by a decoder that does nothing but decode, whatever the file's name says that it is."""
+    if not file.is_file():  # opening a pipe would wait for ever
+        raise OSError("it is no regular file" if file.exists() else "it is a link to nowhere")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # names no file; twice that size is an error
+        with Image.open(file) as opened:
+            if opened.format == "EPS":
+                raise OSError("it is PostScript, a program, which is not run")  # Pillow has Ghostscript run it
+            yield opened
+
+
 def _mode(file: Path) -> str:
-    with Image.open(file) as opened:
+    with _opened(file) as opened:
         return opened.mode
 
 
@@ -138,19 +166,23 @@ def _labels(folder: Path, files: list[Path]) -> Tensor | None:
     return torch.tensor([names[part[0]] for part in parts]) if len(names) > 1 else None
 
 
-def _reasons(files: list[Path]) -> Iterator[str | None]:
+def _reasons(files: list[Path], resolution: int) -> Iterator[str | None]:
     """Of each file why it cannot be decoded, or None; by several threads, since Pillow decodes outside Python's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(files), 256):
-            yield from pool.map(_unreadable, files[first : first + 256])
+            part = files[first : first + 256]
+            yield from pool.map(_unreadable, part, [resolution] * len(part))
 
 
-def _unreadable(file: Path) -> str | None:
-    """Why an image cannot be decoded, or None. Decoding the whole file finds truncation, which a header hides."""
+def _unreadable(file: Path, resolution: int) -> str | None:
+    """Why an image cannot be used, or None. Decoding the whole file finds truncation, which a header hides."""
     try:
-        with Image.open(file) as opened:
+        with _opened(file) as opened:
+            long, short = max(opened.size), max(min(opened.size), 1)
+            if resolution * resolution * (long // short) > _MOST_PIXELS:
+                return f"its sides of {opened.width} × {opened.height} cannot be resized to {resolution} on the short one"
             opened.load()
-    except _READ_ERRORS as error:
+    except Exception as error:  # as in read_picture
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

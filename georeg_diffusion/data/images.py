@@ -45,6 +45,10 @@ class Images(ABC):
         """Images ``(B, C, H, W)`` without augmentation."""
         return torch.stack([self.image(int(i)) for i in indices])
 
+    def listing(self) -> str:
+        """What must agree between processes for number i to be the same image in all of them; cheap."""
+        return f"{self.name} {len(self)}"
+
     def fingerprint(self) -> str:
         """A hash of what the images are before they are resized and cropped; by default of all un-augmented pixels."""
         digest = hashlib.sha256(f"{self.name} {len(self)}".encode())

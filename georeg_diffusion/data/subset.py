@@ -32,6 +32,9 @@ class FirstImages(Images):
     def __len__(self) -> int:
         return self.count
 
+    def listing(self) -> str:
+        return f"{self.images.listing()} {self.count}"
+
     def fingerprint(self) -> str:
         return f"{self.images.fingerprint()} {self.count}"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any
+
+import torch
 
 from georeg_diffusion.data.dataset import DatasetImages
 from georeg_diffusion.data.digits import Digits
@@ -11,6 +14,7 @@ from georeg_diffusion.data.folder import ImageFolder, printable
 from georeg_diffusion.data.hub import HubImages, open_dataset
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.data.subset import FirstImages
+from georeg_diffusion.errors import RunError
 from georeg_diffusion.progress import console
 from georeg_diffusion.training.config import TrainConfig
 
@@ -67,6 +71,28 @@ def open_images(
     if config.max_train_samples is not None and config.max_train_samples < len(images):
         images = FirstImages(images, config.max_train_samples)
     return images
+
+
+def check_listing(images: Images, accelerator: Any) -> None:
+    """Make sure that all processes see the same images in the same order.
+
+    A folder that is not the same on every machine, or an image that one of them cannot read, would otherwise have them
+    train on other images than the draws' numbers say, without a word.
+
+    Raises:
+        RunError: they do not, with each process's number of images.
+    """
+    if accelerator.num_processes == 1:
+        return
+    digest = hashlib.sha256(images.listing().encode("utf-8", "surrogateescape")).digest()
+    mine = torch.tensor([[int.from_bytes(digest[:7], "big"), len(images)]], device=accelerator.device)
+    theirs = accelerator.gather(mine).cpu()
+    if len(theirs[:, 0].unique()) > 1:
+        numbers = ", ".join(map(str, theirs[:, 1].tolist()))
+        raise RunError(
+            f"the processes see different images of {images.name} (their numbers: {numbers}); "
+            "give every machine the same files, and look at what was skipped (--strict names it)"
+        )
 
 
 def num_workers(config: TrainConfig, images: Images, device: Any) -> int:

@@ -31,6 +31,7 @@ from georeg_diffusion.report.table import comparison
 from georeg_diffusion.training.card import claim_repository, push, write_card
 from georeg_diffusion.training.conditions import conditions_of
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.data import check_listing
 from georeg_diffusion.training.determinism import deterministic
 from georeg_diffusion.training.dry_run import cost_of, report
 from georeg_diffusion.training.log import read_log
@@ -90,6 +91,7 @@ def run(config: TrainConfig, images: Any = None) -> None:
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     images = pixel_images(config, images)
+    check_listing(images, accelerator)
     if accelerator.is_main_process:
         with replacing(out / "config.yaml") as scratch:
             scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
