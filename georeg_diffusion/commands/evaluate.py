@@ -76,6 +76,17 @@ class EvaluateConfig(ModelOptions):
     )
     ppl_sampling: str = option("full", "Of PPL's slerps: all of them, or the ends.", panel=_MEASURE, choices=("full", "end"))
 
+    ls_split: str | None = option(
+        None,
+        "Of linear separability: held-out predicts latents by SVMs that have not seen them, in-sample (the paper) by those "
+        "that have. Default: held-out, with --protocol paper in-sample.",
+        panel=_MEASURE,
+        choices=("held-out", "in-sample"),
+    )
+    ls_entropy: str = option(
+        "nats", "Of linear separability: nats (paper) or bits (StyleGAN).", panel=_MEASURE, choices=("nats", "bits")
+    )
+
     num_inference_steps: int | None = option(  # type: ignore[assignment]
         None, "Denoising steps of every score. Default: 20 (PPL with --protocol paper: 100).", panel=_RUN, minimum=1
     )
@@ -184,7 +195,12 @@ def _settings(config: EvaluateConfig, work: Workspace, deadline: float) -> dict[
             negative_prompt=config.negative_prompt,
             guidance_scale=config.guidance_scale,
             class_label=config.class_label,
-            options={"ppl": ppl, "ppl_sampling": config.ppl_sampling},
+            options={
+                "ppl": ppl,
+                "ppl_sampling": config.ppl_sampling,
+                "ls_entropy": config.ls_entropy,
+                **({} if config.ls_split is None else {"ls_split": config.ls_split}),
+            },
             cache=work.folder / "cache",
         )
         for name, bundle in bundles.items()

@@ -101,13 +101,14 @@ def plot(
             ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
     if "x" in log:
         ax.set_xscale("log")
+        _plain_ticks(ax.xaxis, *ax.get_xlim())
     elif whole:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if is_log:
         ax.set_yscale("log")
         lowest, highest = ax.get_ylim()
         if highest / lowest < 2000:  # numbers, not powers
-            _plain_ticks(ax, lowest, highest)
+            _plain_ticks(ax.yaxis, lowest, highest)
     elif zero:
         ax.set_ylim(bottom=0)
     ax.set_xlabel(xlabel, fontsize=10)
@@ -155,7 +156,7 @@ def _verbatim(name: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def _plain_ticks(ax: Any, lowest: float, highest: float) -> None:
+def _plain_ticks(axis: Any, lowest: float, highest: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     decades = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
@@ -164,9 +165,9 @@ def _plain_ticks(ax: Any, lowest: float, highest: float) -> None:
     inside = [tick for tick in ticks if lowest <= tick <= highest]
     if len(inside) < 2:
         return
-    ax.yaxis.set_major_locator(FixedLocator(inside))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(FixedLocator(inside))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _svg(figure: Any) -> str:

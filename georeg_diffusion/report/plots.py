@@ -80,11 +80,10 @@ def _adjacent(models: Models) -> Plot | None:
         count = len(distances)
         return Curve.around([(i + 0.5) / count for i in range(count)], distances, d.get("adjacent_stderr"))
 
-    names = {str(d["distance"]) for d in _details(models, "interpolation").values() if "distance" in d}
-    unit = f", {names.pop()}" if len(names) == 1 else ""
     return plot(
         "Distance between adjacent frames",
-        f"Mean over the slerps from A to B{unit}. A smooth interpolation is level; a peak is an abrupt change (Fig. 6).",
+        f"Mean over the slerps from A to B{_measured_by(models, 'interpolation')}. A smooth interpolation is level; a "
+        "peak is an abrupt change (Fig. 6).",
         _curves(models, "interpolation", walk),
         xlabel="position on the slerp, A to B",
         ylabel="distance of adjacent frames",
@@ -187,4 +186,31 @@ def _conditions(models: Models) -> Plot | None:
 
 
 def _inversion(models: Models) -> list[Plot | None]:
-    return []
+    def of(key: str) -> dict[str, Curve]:
+        return _curves(models, "inversion", lambda d: Curve.around(d["steps"], d[key], d.get(f"{key}_stderr")))
+
+    steps = "DDIM steps, there and back"
+    return [
+        plot(
+            "Error of reconstructions",
+            "Mean-squared error of values in [−1, 1] after plain DDIM inversion and sampling. Both axes are logarithmic: an "
+            "error of first order falls as 1/steps².",
+            of("mse"),
+            xlabel=steps,
+            ylabel="squared error per pixel",
+            log=("x", "y"),
+        ),
+        plot(
+            "Perceptual distance of reconstructions",
+            f"The same images{_measured_by(models, 'inversion')}.",
+            of("distance"),
+            xlabel=steps,
+            ylabel="distance",
+            log=("x", "y"),
+        ),
+    ]
+
+
+def _measured_by(models: Models, score: str) -> str:
+    names = {str(d["measure"]) for d in _details(models, score).values() if d.get("measure")}
+    return f", by {names.pop()}" if len(names) == 1 else ""

@@ -13,6 +13,7 @@ from tests.georeg_diffusion.conftest import small_unet
 from tests.georeg_diffusion.evaluation.contract import ScoreContract, close, run
 
 SIZES = {"fid": 70, "isometry": 17, "kid": 70, "mcn": 5, "mrtl": 3, "ppl": 40, "vor": 5, "vor_log": 5}
+SIZES |= {"interpolation": 3, "inversion": 5, "ls": 70, "ls_radial": 70}
 """Just above one piece of each score's work."""
 
 
@@ -28,7 +29,7 @@ def test_every_score_of_a_model_whose_samples_draw_their_classes(score, make_set
     """Image i has the class that its seed draws, in batches of any size."""
     torch.manual_seed(0)
     network = small_unet(num_class_embeds=10).requires_grad_(False)
-    setting = make_setting(num_samples=3, num_inference_steps=2, timesteps=(600,))
+    setting = make_setting(num_samples=30 if "ls" in score.name else 3, num_inference_steps=2, timesteps=(600,))
     setting = replace(setting, bundle=replace(setting.bundle, network=network))
     whole = run(score.of(setting))
     assert whole.value is not None, whole.protocol

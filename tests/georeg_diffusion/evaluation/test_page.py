@@ -44,7 +44,11 @@ def model(scale=1.0, **more):
     }
     rtl = {"perfect": 1.11, "rtl": [1.1, 1.2], "rtl_stderr": None, "segments": {"16": 1.2, "8": 1.19, "4": 1.15}}
     spectrum = [{"index": [1, 2, 3], "low": [2.0, 1.0, 0.5], "median": [3.0, 2.0, 1.0], "high": [4.0, 3.0, 2.0]}] * 3
+    walk = {"measure": "the pixels", "adjacent": [0.1, 0.3, 0.2], "adjacent_stderr": [0.01, 0.01, 0.01]}
+    back = {"measure": "the pixels", "steps": [5, 10, 50], "mse": [0.3, 0.1, 0.0], "distance": [3.0, 2.0, 1.0]}
     scores = {
+        "interpolation": entry(0.3, **walk),
+        "inversion": entry(0.1, **back),
         "isometry": entry(2.0 * scale, ci=[1.9 * scale, 2.1 * scale], **profile),
         "mrtl": entry(1.2, **rtl),
         "vor": entry(0.5, timesteps=t, spectrum=spectrum),
@@ -80,7 +84,7 @@ def test_everything_is_embedded(images):
     text = page({"models": {"base": model(), "isometric": model(0.5)}}, ROWS, images=images)
     reader = Reader(text)
     sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
-    assert len(sources) == 2 * (SAMPLES + PAIRS * FRAMES) + 8
+    assert len(sources) == 2 * (SAMPLES + PAIRS * FRAMES) + 11
     assert all(source.startswith("data:image/") for source in sources)
     assert not any(tag in ("script", "link", "iframe", "object", "base", "form") for tag, _ in reader.tags)
     assert all(not key.startswith("on") and key != "href" for _, attributes in reader.tags for key in attributes)
@@ -88,7 +92,7 @@ def test_everything_is_embedded(images):
     assert "@import" not in text
     assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img"), "a picture without words"
     drawings = [base64.b64decode(source.split(",")[1]) for source in sources if "svg" in source[:30]]
-    assert len(drawings) == 8
+    assert len(drawings) == 11
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         links = re.findall(rb'(?:href|src)="([^"]*)"', drawing)
