@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,21 @@ class Draws(Dataset[dict[str, Any]]):
         return entry
 
 
-def batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The batches of a loader; what an image's own error says comes back from another process without its traceback."""
+def batches(loader: Iterable[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
+    """The batches of a loader; what an image's own error says comes back from another process without its traceback.
+
+    Close it: the processes that load end with it. Left to the interpreter's end they are asked by a signal that they
+    ignore, and are waited for without end.
+    """
     try:
         yield from loader
     except RunError as error:
         raise RunError(str(error).rpartition(f"{RunError.__module__}.{RunError.__qualname__}: ")[2].strip()) from error
+    finally:
+        iterator = getattr(getattr(loader, "base_dataloader", loader), "_iterator", None)
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
 
 class TrainingOrder(Sampler[tuple[int, int]]):

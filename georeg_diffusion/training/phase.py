@@ -6,6 +6,7 @@ import inspect
 import math
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,9 @@ def train_phase(
     prepared.train()
     step = start
     bar_of = progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process)
-    with stopping() as stop, bar_of as bar:
-        for batch in batches(loader):
+    source = batches(loader)
+    with stopping() as stop, bar_of as bar, closing(source):
+        for batch in source:
             scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
             with accelerator.accumulate(prepared):
                 out_ = prepared(

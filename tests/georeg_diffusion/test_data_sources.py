@@ -1,6 +1,8 @@
 """Training images from folders with captions, data sets of Hugging Face and torch, and what is done to them."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import datasets
@@ -275,6 +277,23 @@ def test_an_image_that_fails_on_the_way_is_named_in_one_line(tmp_path, model, wo
     )  # fmt: skip
     with pytest.raises(RunError, match=r"^item \d of Mapped runs from 7 to 7, expected \[0, 1\]; .* range$"):
         georeg_diffusion.train(config, items)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_ends_with_its_processes(tmp_path, model):
+    """In a process of its own, which must not wait for those that load."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import torch\nfrom georeg_diffusion import TrainConfig, train\n"
+        "class D(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 9\n"
+        "    def __getitem__(self, i): return torch.full((1, 8, 8), 7.0 if i else 0.5)\n"
+        f"train(TrainConfig(pretrained_model_name_or_path={str(model)!r}, max_train_steps=2, train_batch_size=4, cpu=True,\n"
+        f"    report_to='none', output_dir={str(tmp_path / 'out')!r}, dataloader_num_workers=2), D())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "RunError: item" in done.stderr
 
 
 def test_the_trainer_takes_a_data_set_by_name_and_evaluate_finds_it_again(tmp_path, table, model):
