@@ -271,7 +271,13 @@ def test_a_scratch_file_goes_when_its_writing_fails(tmp_path):
 
 
 def accelerator(scaler=None):
-    return SimpleNamespace(scaler=scaler, is_main_process=True, log=lambda *_, **__: None)
+    alone = {
+        "is_main_process": True,
+        "num_processes": 1,
+        "device": torch.device("cpu"),
+        "reduce": lambda value, *_, **__: value,
+    }
+    return SimpleNamespace(scaler=scaler, log=lambda *_, **__: None, **alone)
 
 
 def output(value=1.0):
