@@ -68,7 +68,7 @@ def run(config: InterpolateConfig) -> None:
             rows[name], ends = _walk(config, denoiser, work.models[path]["sha256"], name)
             distances[name] = adjacent_distances(rows[name][:, None])[:, 0]
             for i, frame in enumerate(rows[name]):
-                panels.save_image(frame, work.path(f"frames/{name.replace('/', '-')}/{i:03d}.png"))
+                panels.save_image(frame, work.path(f"frames/{_folder(name)}/{i:03d}.png"))
         shapes = {tuple(frames.shape[1:]) for frames in rows.values()}
         if len(shapes) > 1:
             _refuse_shapes(rows)
@@ -104,9 +104,11 @@ def _walk(config: InterpolateConfig, denoiser: Denoiser, sha256: str, name: str)
     from georeg_diffusion.progress import console, track
     from georeg_diffusion.sampling.ddim import ddim_sample, ddim_steps
     from georeg_diffusion.sampling.ends import end_of
+    from georeg_diffusion.sampling.images import require_finite, writable_shape
     from georeg_diffusion.sampling.interpolation import interpolate
 
     bundle, steps = denoiser.bundle, config.num_inference_steps
+    writable_shape(bundle)
     try:
         schedule = ddim_steps(bundle.scheduler, steps)
     except ValueError as error:
@@ -116,7 +118,8 @@ def _walk(config: InterpolateConfig, denoiser: Denoiser, sha256: str, name: str)
         raise UsageError(f"A, B: are at different noise levels, {a.start} and {b.start} steps from noise; invert both alike")
     for end in (a, b):
         if end.model not in (None, sha256):
-            console.print(f"{end.name}: was made with another model than {name}", style="yellow", highlight=False)
+            message = f"{end.name}: was made with another model than {name}"
+            console.print(message, style="yellow", highlight=False, markup=False)
 
     def encode(x: Tensor) -> Tensor:
         parameter = next(bundle.network.parameters())
@@ -124,11 +127,16 @@ def _walk(config: InterpolateConfig, denoiser: Denoiser, sha256: str, name: str)
         return HSpace(bundle.network).encode(x.to(parameter), t, **denoiser.conditioning(len(x))).float()
 
     if config.path == "geodesic":
-        console.print(f"Relaxing the path to a geodesic of {name}", style="dim", highlight=False)
+        console.print(f"Relaxing the path to a geodesic of {name}", style="dim", highlight=False, markup=False)
     path = interpolate(a.latents, b.latents, config.frames, path=config.path, encode=encode)[:, 0]
     chunks = path.split(config.batch_size)
     images = [ddim_sample(denoiser, x, steps, start=a.start) for x in track(chunks, f"Sampling {name}", len(chunks))]
-    return torch.cat(images).float().cpu(), (a.name, b.name)
+    found = require_finite(torch.cat(images), [f"{name}, frame {i}" for i in range(config.frames)])
+    return found.float().cpu(), (a.name, b.name)
+
+
+def _folder(name: str) -> str:
+    return name.replace("/", "-").lstrip(".") or "model"
 
 
 def _refuse_shapes(rows: dict[str, Tensor]) -> None:
@@ -140,6 +148,7 @@ def _refuse_shapes(rows: dict[str, Tensor]) -> None:
 
 def _print(scores: dict[str, dict[str, Any]], path: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from georeg_diffusion.progress import console
 
@@ -148,5 +157,5 @@ def _print(scores: dict[str, dict[str, Any]], path: str) -> None:
     for column in ("mean", "max", "variation (std / mean)"):
         table.add_column(column, justify="right")
     for name, score in scores.items():
-        table.add_row(name, f"{score['mean']:.3g}", f"{score['max']:.3g}", f"{score['variation']:.1%}")
+        table.add_row(Text(name), f"{score['mean']:.3g}", f"{score['max']:.3g}", f"{score['variation']:.1%}")
     console.print(table)

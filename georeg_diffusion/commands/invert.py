@@ -72,7 +72,7 @@ def run(config: InvertConfig) -> None:
                         readable.append((file, read_image(file, bundle)))
                     except RunError as error:
                         unreadable.append(str(error))
-                        console.print(f"Skipped: {error}", style="yellow", highlight=False)
+                        console.print(f"Skipped: {error}", style="yellow", highlight=False, markup=False)
                 if readable:
                     batch = torch.cat([pixels for _, pixels in readable])
                     again = _invert(config, work, denoiser, [file for file, _ in readable], batch, entries)
@@ -110,6 +110,7 @@ def _invert(
     from georeg_diffusion.errors import UsageError
     from georeg_diffusion.report.panels import save_image
     from georeg_diffusion.sampling.ddim import ddim, ddim_steps
+    from georeg_diffusion.sampling.images import require_finite
     from georeg_diffusion.sampling.inversion import ddim_invert
     from georeg_diffusion.sampling.latents import LatentsInfo, save_latents
 
@@ -119,8 +120,10 @@ def _invert(
     except ValueError as error:
         raise UsageError(f"--num-inference-steps: {error}") from error
     with torch.no_grad():
-        latents = bundle.encode(pixels.to(work.device))
+        # Not in half precision, in which rounding would add up over the steps.
+        latents = bundle.encode(pixels.to(work.device, torch.promote_types(torch.float32, work.dtype)))
         found = ddim_invert(denoiser, steps, latents, portion=config.portion, refine=config.refine)
+        require_finite(found.latents, files)
         again = bundle.decode(ddim(denoiser, steps, found.latents, start=found.start)).float().cpu()
         codec = bundle.decode(latents).float().cpu() if bundle.codec is not None else None
     taken = {entry["name"] for entry in entries}
@@ -137,7 +140,7 @@ def _invert(
         if codec is not None:
             entry["codec"] = _errors(pixels[i], codec[i])
         entries.append(entry)
-    return again
+    return require_finite(again, files)
 
 
 def _errors(source: Tensor, again: Tensor) -> dict[str, float | None]:
@@ -161,7 +164,9 @@ def _how(config: InvertConfig) -> str:
 
 def _print(entries: list[dict[str, Any]], config: InvertConfig) -> None:
     from rich.table import Table
+    from rich.text import Text
 
+    from georeg_diffusion.data.folder import printable
     from georeg_diffusion.progress import console
 
     title = f"Reconstruction after inversion ({config.num_inference_steps} steps, {_how(config)})"
@@ -171,5 +176,5 @@ def _print(entries: list[dict[str, Any]], config: InvertConfig) -> None:
         table.add_column(column, justify="right")
     for entry in entries:
         codec = [_decibel(entry["codec"])] if "codec" in entry else []
-        table.add_row(Path(entry["image"]).name, f"{entry['mse']:.3g}", _decibel(entry), *codec)
+        table.add_row(Text(printable(Path(Path(entry["image"]).name))), f"{entry['mse']:.3g}", _decibel(entry), *codec)
     console.print(table)

@@ -31,7 +31,13 @@ class ModelOptions:
 
     output_dir: Path | None = option(None, "Where results are written. Default: outputs/<command>.", panel=_RUN)
     overwrite: bool = option(False, "Replace what an earlier run of this command wrote there.", panel=_RUN)
-    seed: int = option(0, "Seeds all noise: sample i starts from seed + i, in batches of any size.", panel=_RUN, minimum=0)
+    seed: int = option(
+        0,
+        "Seeds all noise: sample i starts from seed + i, in batches of any size.",
+        panel=_RUN,
+        minimum=0,
+        maximum=2**63 - 1,
+    )
     num_inference_steps: int = option(50, "Denoising steps.", panel=_RUN, minimum=1)
     batch_size: int = option(16, "Samples that go through the network at once.", panel=_RUN, minimum=1)
     device: str | None = option(None, "Device, such as cpu, cuda or cuda:1. Default: a GPU where there is one.", panel=_RUN)

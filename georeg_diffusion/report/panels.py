@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from georeg_diffusion.data.folder import printable
 from georeg_diffusion.errors import RunError
 from georeg_diffusion.files import replacing
 from georeg_diffusion.report.pictures import _figure, _save, tiled
 
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_MODEL = "georeg-model"
 _SHORT = 256  # pixels of the shorter side that small images are enlarged to in moving pictures
 
 
@@ -27,24 +32,42 @@ def as_array(pixels: Tensor) -> np.ndarray:
     return np.asarray((tiled(pixels[None], 1) * 255).round(), dtype=np.uint8)
 
 
-def save_image(pixels: Tensor, target: Path) -> None:
-    """One image ``(C, H, W)`` in [−1, 1], pixel for pixel."""
+def save_image(pixels: Tensor, target: Path, *, model: str | None = None) -> None:
+    """One image ``(C, H, W)`` in [−1, 1], pixel for pixel; ``model``, a hash, goes into the PNG's text."""
+    text = PngInfo()
+    if model is not None:
+        text.add_text(_MODEL, model)
     with replacing(target) as scratch:
         picture = Image.fromarray(as_array(pixels))
-        (picture.convert("L") if len(pixels) == 1 else picture).save(scratch)
+        (picture.convert("L") if len(pixels) == 1 else picture).save(scratch, pnginfo=text)
+
+
+def saved_image(file: Path, *, model: str, shape: tuple[int, int, int]) -> Tensor | None:
+    """What :func:`save_image` wrote for this model, ``(C, H, W)`` in [−1, 1]; None for anything else."""
+    try:
+        with Image.open(file) as picture:
+            if picture.info.get(_MODEL) != model or picture.size != (shape[2], shape[1]):
+                return None
+            pixels = torch.as_tensor(np.array(picture, dtype=np.float32))
+    except (OSError, ValueError):
+        return None
+    return (pixels.reshape(*shape[1:], -1).permute(2, 0, 1) / 127.5 - 1) if pixels.numel() == math.prod(shape) else None
 
 
 def sheet(pixels: Tensor, target: Path, *, title: str, columns: int | None = None) -> None:
-    """Images ``(N, C, H, W)`` side by side in rows, about a square without ``columns``."""
+    """Images ``(N, C, H, W)`` side by side in rows, about a square without ``columns``; the title is wrapped to fit."""
     columns = columns or max(round(len(pixels) ** 0.5 + 0.49), 1)
     columns = min(columns, len(pixels))
     picture = tiled(pixels, columns, gap=_gap(pixels))
     width = min(max(columns * 0.9, 4.5), 10)
-    figure = _figure(figsize=(width, width * picture.shape[0] / picture.shape[1] + 0.45))
+    # One image or few: no wider than an inch and a half each, under a title that has room.
+    drawn = min(width, columns * 1.5)
+    lines = wrap(title, int(width * 11.5), subsequent_indent="") or [""]
+    figure = _figure(figsize=(width, drawn * picture.shape[0] / picture.shape[1] + 0.2 + 0.21 * len(lines)))
     ax = figure.subplots()
     ax.imshow(picture, interpolation="nearest")
     ax.set_axis_off()
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain("\n".join(lines)), fontsize=10)
     _save(figure, target)
 
 
@@ -70,6 +93,7 @@ def strips(
         unit: of the distances.
     """
     names, frames = list(rows), len(next(iter(rows.values())))
+    shown = {name: _shortened(name, 30) for name in names}
     picture = tiled(torch.cat([rows[name].cpu() for name in names]), frames, gap=_gap(rows[names[0]]))
     width = 11.0
     height = width * 0.86 * picture.shape[0] / picture.shape[1]
@@ -77,8 +101,9 @@ def strips(
     top, bottom = figure.subplots(2, 1, height_ratios=(height + 0.3, 2.2))
     top.imshow(picture, interpolation="nearest")
     cell = picture.shape[0] / len(names)
-    top.set_yticks([cell * (i + 0.5) for i in range(len(names))], names, fontsize=10)
-    top.set_xticks([0, picture.shape[1] - 1], [f"A: {ends[0]}", f"B: {ends[1]}"], fontsize=9)
+    top.set_yticks([cell * (i + 0.5) for i in range(len(names))], [_broken(shown[name]) for name in names], fontsize=10)
+    labels = [f"{end}: {_shortened(text, 50)}" for end, text in zip("AB", ends, strict=True)]
+    top.set_xticks([0, picture.shape[1] - 1], labels, fontsize=9)
     for label, side_name in zip(top.get_xticklabels(), ("left", "right"), strict=True):
         label.set_ha(side_name)
     top.tick_params(length=0)
@@ -87,7 +112,7 @@ def strips(
     position = (torch.arange(frames - 1) + 0.5) / (frames - 1)
     for i, name in enumerate(names):
         d = distances[name].detach().cpu()
-        label = f"{name}: max {float(d.max()):.3g}, variation {variation(d):.0%}"
+        label = f"{shown[name]}: max {float(d.max()):.3g}, variation {variation(d):.0%}"
         bottom.plot(position, d, "o-", ms=4, lw=1.4, color=_LINES[i % len(_LINES)], label=label)
     bottom.set(xlim=(0, 1), xlabel=f"position on the {path} from A to B")
     bottom.set_ylabel(f"distance of adjacent\nframes ({unit})", fontsize=9)
@@ -141,8 +166,18 @@ def reconstructions(
     _save(figure, target)
 
 
+def _plain(text: str) -> str:
+    """Text that is no formula, whatever dollars it has."""
+    return text.replace("$", r"\$")
+
+
 def _shortened(name: str, length: int = 22) -> str:
-    return name if len(name) <= length else f"{name[: length - 9]}…{name[-8:]}"
+    name = printable(Path(name))
+    return _plain(name if len(name) <= length else f"{name[: length - 9]}…{name[-8:]}")
+
+
+def _broken(name: str, length: int = 16) -> str:
+    return "\n".join(wrap(name, length))
 
 
 def _gap(pixels: Tensor) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -36,6 +38,41 @@ def image_shape(bundle: Bundle) -> tuple[int, int, int]:
     return int(config.get("in_channels", 3)), height * scale, width * scale
 
 
+def writable_shape(bundle: Bundle) -> tuple[int, int, int]:
+    """:func:`image_shape` of a model whose images can be files.
+
+    Raises:
+        RunError: images of other channels than grey or RGB, such as latents without their autoencoder.
+    """
+    shape = image_shape(bundle)
+    if shape[0] not in (1, 3):
+        raise RunError(
+            f"this model makes images of {shape[0]} channels, expected 1 (grey) or 3 (RGB); a network of latents needs its "
+            "autoencoder, so pass the folder of the whole pipeline"
+        )
+    return shape
+
+
+def require_finite(images: Tensor, names: Sequence[str]) -> Tensor:
+    """Images or latents ``(B, ...)`` as they are.
+
+    Raises:
+        RunError: NaN or infinity, with the names of the rows.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion.sampling.images import require_finite
+        >>> require_finite(torch.tensor([[1.0], [float("nan")]]), ["seed 0", "seed 1"])
+        Traceback (most recent call last):
+        georeg_diffusion.errors.RunError: seed 1: the model's result is not finite; --dtype float32 or more steps may help
+    """
+    is_bad = (~torch.isfinite(images)).flatten(1).any(dim=1).tolist()
+    if any(is_bad):
+        bad = ", ".join(printable(Path(name)) for name, wrong in zip(names, is_bad, strict=True) if wrong)
+        raise RunError(f"{bad}: the model's result is not finite; --dtype float32 or more steps may help")
+    return images
+
+
 def read_image(file: Path | str, bundle: Bundle) -> Tensor:
     """An image file ``(1, C, H, W)`` in [−1, 1] at the model's size: its centre, scaled.
 
@@ -43,9 +80,7 @@ def read_image(file: Path | str, bundle: Bundle) -> Tensor:
         RunError: naming the file that is missing or does not decode; a model of images other than grey or RGB.
     """
     file = Path(file)
-    channels, height, width = image_shape(bundle)
-    if channels not in (1, 3):
-        raise RunError(f"this model makes images of {channels} channels, expected 1 (grey) or 3 (RGB) to read {file}")
+    channels, height, width = writable_shape(bundle)
     if not file.is_file():
         raise RunError(f"{printable(file)} {'is not a file' if file.exists() else 'does not exist'}, expected an image")
     try:

@@ -98,13 +98,13 @@ def _by_scheduler(denoiser: Denoiser, kind: Any, noise: Tensor, seeds: Sequence[
     try:
         scheduler = kind.from_config(source.config, **changes)
         scheduler.set_timesteps(num_steps)
-    except (ValueError, TypeError, ImportError, NotImplementedError, IndexError) as error:
+        takes = inspect.signature(scheduler.step).parameters
+    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, IndexError) as error:
         raise UsageError(f"--scheduler: {name} with {num_steps} steps: {' '.join(str(error).split())}") from error
     # On from where seeded_noise stopped in each stream: the noise of a step is not that of x_T once more.
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     for generator in generators:
         torch.randn(noise.shape[1:], generator=generator)
-    takes = inspect.signature(scheduler.step).parameters
     if "generator" not in takes and "noise_sampler" in inspect.getsource(kind.step):
         raise UsageError(f"--scheduler: {name} draws noise that cannot follow from the seed of each sample; choose another")
     extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in takes}
