@@ -64,7 +64,8 @@ def accumulate(
         for call in calls:
             states.append(random_state(generators))
             call()
-    none = torch.zeros(loss.num_groups or 1, loss.num_statistics, dtype=torch.float64)
+    device = None if loss.running is None else loss.running.weight.device
+    none = torch.zeros(loss.num_groups or 1, loss.num_statistics, dtype=torch.float64, device=device)
     nothing = Totals(none, none[:, 0])
     pooled = loss.pool(reduce(add, collected) if collected else nothing, share=1 / max(len(collected), 1))
     for call, state in zip(calls, states, strict=True):

@@ -289,6 +289,16 @@ class Regularizer(nn.Module, ABC, Generic[M]):
             self._refuse_degenerate(totals)
         return Pooled(totals.means() if self.running is None else self.running.update(totals), totals, share)
 
+    @property
+    def is_collecting(self) -> bool:
+        """Whether calls only add up their totals, in the first pass of :func:`georeg.accumulate`."""
+        return self._collected is not None
+
+    @property
+    def share(self) -> float | None:
+        """The part of F's value that each call's loss carries in the second pass of :func:`georeg.accumulate`, else None."""
+        return None if self._given is None else self._given.share
+
     @contextmanager
     def collecting(self) -> Iterator[list[Totals]]:
         """Within it, calls only add their detached totals to the list that is returned; see :func:`georeg.accumulate`."""

@@ -25,6 +25,8 @@ def random_noise(like: Tensor, generator: Generator = None) -> Tensor:
     """Standard normal noise shaped like a batch."""
     if like.device.type == "meta":
         return torch.empty_like(like)
+    if not len(like):
+        return torch.empty_like(like)
     source = list(generator) if isinstance(generator, (list, tuple)) else generator
     noise: Tensor = diffusers.utils.torch_utils.randn_tensor(
         tuple(like.shape), generator=source, device=like.device, dtype=like.dtype

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import georeg
 from georeg.kernels import fused
@@ -78,7 +79,10 @@ class IsometricDiffusionLoss(nn.Module):
             weighs almost nothing.
         timestep_bins: K > 0: the ratio is pooled within K bins of t, because τ's scale changes with t (a
             perfect isometry at every t would read 1.36 when the scales differ fourfold). 0 pools over all t.
-        scope: ``"batch"`` or ``"global"``, the expectations over this process's samples or over all ranks.
+        scope: ``"batch"`` or ``"global"``, the expectations over this process's samples or over all ranks of
+            torch.distributed: every rank then calls the objective at each step, and the average of their gradients,
+            which is what DDP takes, is the gradient of the whole batch, also with unequal batches and with empty ones.
+            :func:`georeg.accumulate` with ``objective.regularizer`` pools over micro-batches (of one size) too.
         momentum: decay of the running means that make small bins usable; None for none.
         metric: see :mod:`georeg_diffusion.latent_metrics`.
         codomain: manifold of h, default Euclidean.
@@ -220,33 +224,42 @@ class IsometricDiffusionLoss(nn.Module):
             is_open = is_open & isometry_rows.cpu()
         gated, rest = is_open.nonzero().flatten(), (~is_open).nonzero().flatten()
         squared_error = x0.new_zeros((), dtype=torch.promote_types(x0.dtype, torch.float32))
+        is_global = self.regularizer.scope == "global" and dist.is_available() and dist.is_initialized()
         prediction, result = x0, None
+        # Gated samples first: in the first pass of georeg.accumulate, where they run alone, their dropout must be the same.
+        if len(gated):
+            probes, bins, paying = generators_of(generator, gated), self._bins(steps[gated]), rows_of(inputs, gated, len(x0))
+            if self.regularizer.recompute:
+                result = self._recomputed(paying, bins, probes)
+            elif self.regularizer.is_collecting:
+                result = self.regularizer.of_graph(*self._encode(paying), bins, generator=probes)
+            else:
+                prediction, latent, feature = self._predict_and_encode(paying)
+                squared_error = self._squared_error(prediction, rows_of(target, gated, len(x0)), steps[gated])
+                result = self.regularizer.of_graph(latent, feature, bins, generator=probes)
+        elif is_active and is_global:
+            result = self._join_without_samples(inputs, len(x0))
         alone = torch.arange(len(x0)) if self.regularizer.recompute else rest
-        if len(alone):
+        if len(alone) and not self.regularizer.is_collecting:
             prediction = self._predict(rows_of(inputs, alone, len(x0)))
             squared_error = squared_error + self._squared_error(prediction, rows_of(target, alone, len(x0)), steps[alone])
-        if len(gated) and self.regularizer.recompute:
-            result = self._recomputed(
-                rows_of(inputs, gated, len(x0)), self._bins(steps[gated]), generators_of(generator, gated)
-            )
-        elif len(gated):
-            prediction, latent, feature = self._predict_and_encode(rows_of(inputs, gated, len(x0)))
-            squared_error = squared_error + self._squared_error(prediction, rows_of(target, gated, len(x0)), steps[gated])
-            probes = generators_of(generator, gated)
-            result = self.regularizer.of_graph(latent, feature, self._bins(steps[gated]), generator=probes)
-        denoising = squared_error / max(x0.numel(), 1)
+        if not len(x0):  # DDP waits for a gradient of every parameter from every rank
+            squared_error = sum((p.flatten()[:0].sum().to(squared_error) for p in self.network.parameters()), squared_error)
 
-        world = 1
-        if is_active and self.regularizer.scope == "global" and dist.is_available() and dist.is_initialized():
+        world, mean_batch = 1, squared_error.new_full((), len(x0))
+        if is_global:
             world = dist.get_world_size()
-            if result is None:
-                result = self._join_without_samples(inputs, prediction)
+            if not self._is_accumulating():
+                dist.all_reduce(mean_batch)
+                mean_batch = mean_batch / world
+        mean_batch = mean_batch.clamp_min(1 / world)
+        denoising = squared_error / (mean_batch * max(x0[:1].numel(), 1))
         if result is None:
             isometry, functional = prediction[:0].sum().to(denoising), torch.zeros_like(denoising)
         else:
-            share = result.count.to(denoising) / (len(x0) * world)
+            share = result.count.to(denoising) / (mean_batch * world)
             isometry = self.gate.weight * isometry_scale * share * result.loss.to(denoising)
-            functional = result.loss.detach()
+            functional = result.loss.detach() / (self.regularizer.share or 1)
         moments = result.moments if result is not None and len(gated) else None
         return ObjectiveOutput(denoising + isometry, denoising, isometry, functional, len(gated), moments)
 
@@ -283,15 +296,23 @@ class IsometricDiffusionLoss(nn.Module):
     def _predict_and_encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, x_t and h with the graph between them, from one forward pass."""
         if self.metric == "isodiff":  # the released code's own pass, at the point it moves x_t to
-            arguments = dict(inputs)
-            latent = isodiff_point(arguments.pop("sample")).detach().requires_grad_()
-            with torch.enable_grad(), differentiable_attention(), fused():
-                feature = self.h_space.encode(latent, arguments.pop("timestep"), **arguments)
+            latent, feature = self._encode(inputs)
             return self._predict(inputs), latent, feature
         # Under no_grad (a validation loss) J still needs the encoder's graph.
         with torch.enable_grad(), self.h_space.capture() as captured:
             prediction = self._predict(inputs)
         return prediction, captured.x, captured.h
+
+    def _encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """x_t (or the point that the released code moves it to) and h, from a pass of their own that ends at h."""
+        arguments = dict(inputs)
+        point = arguments.pop("sample")
+        latent = (isodiff_point(point) if self.metric == "isodiff" else point).detach().requires_grad_()
+        with torch.enable_grad(), differentiable_attention(), fused():
+            return latent, self.h_space.encode(latent, arguments.pop("timestep"), **arguments)
+
+    def _is_accumulating(self) -> bool:
+        return self.regularizer.is_collecting or self.regularizer.share is not None
 
     def _recomputed(self, inputs: dict[str, Any], bins: Tensor | None, generator: Generator) -> georeg.LossOutput[Any]:
         """The isometry loss of the gated samples, by forward passes of its own."""
@@ -306,12 +327,16 @@ class IsometricDiffusionLoss(nn.Module):
         points = (isodiff_point(latent) if self.metric == "isodiff" else latent).detach()
         return self.regularizer(encode, points, bins, generator=generator, context=(torch.arange(count),))
 
-    def _join_without_samples(self, inputs: dict[str, Any], prediction: Tensor) -> georeg.LossOutput[Any]:
-        """Every rank joins the all-reduce, also one whose samples all stayed outside the gate."""
-        arguments = rows_of(inputs, torch.zeros(1, dtype=torch.long), len(prediction))
+    def _join_without_samples(self, inputs: dict[str, Any], batch: int) -> georeg.LossOutput[Any]:
+        """Every rank joins the all-reduce, also one whose samples all stayed outside the gate, or that has none."""
+        if batch:
+            arguments = rows_of(inputs, torch.zeros(1, dtype=torch.long), batch)
+        else:  # the shape of h is that of any sample
+            arguments = tree_map_only(Tensor, lambda t: t.new_zeros(1, *t.shape[1:]) if t.ndim and not len(t) else t, inputs)
+        sample = arguments.pop("sample")
         with torch.no_grad():
-            shape = self.h_space.encode(arguments.pop("sample"), arguments.pop("timestep"), **arguments).shape
-        nobody = prediction[:0] if prediction.requires_grad else prediction[:0].requires_grad_()
+            shape = self.h_space.encode(sample, arguments.pop("timestep"), **arguments).shape
+        nobody = sample[:0].detach().requires_grad_()
         feature = nobody.flatten(1)[:, :1].expand(0, shape[1:].numel()).reshape(0, *shape[1:])
         return self.regularizer.of(georeg.linearize_graph(nobody, feature), self._bins(torch.zeros(0, dtype=torch.long)))
 

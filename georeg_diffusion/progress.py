@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-console = Console(soft_wrap=True)
+# One of many processes speaks; errors do not pass here.
+console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 @contextmanager

@@ -173,6 +173,12 @@ class TrainConfig:
     scope: str = option(
         "global", "Expectations over all processes, or over each one's batch.", panel=_ISOMETRY, choices=("global", "batch")
     )
+    pool_micro_batches: bool = option(
+        False,
+        "Expectations also over the micro-batches of a step, exactly: a first pass measures the gated samples (3 encoder "
+        "passes more).",
+        panel=_ISOMETRY,
+    )
     isometry_every: int = option(1, "Apply the loss at every k-th step, with weight k.", panel=_ISOMETRY, minimum=1)
     recompute: bool = option(
         False,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from georeg_diffusion.files import replacing
@@ -41,14 +42,14 @@ class Log:
     def write(
         self, step: int, out: ObjectiveOutput, norm: Tensor | None, lr: float, ratio: float | None, skipped: int
     ) -> dict[str, Any]:
-        """Log one step of this process."""
+        """Log one step's last micro-batch, over all processes, which all call."""
+        losses = torch.stack([out.loss, out.denoising, out.isometry, out.functional]).detach()
+        *means, gated = self.accelerator.reduce(torch.cat([losses, losses.new_full((1,), out.gated)]), "mean").tolist()
+        names = ("loss", "denoising", "isometry", "functional")
         entry: dict[str, Any] = {
             "step": step,
-            "loss": out.loss.item(),
-            "denoising": out.denoising.item(),
-            "isometry": out.isometry.item(),
-            "functional": out.functional.item(),
-            "gated": out.gated,
+            **dict(zip(names, means, strict=True)),
+            "gated": round(gated * self.accelerator.num_processes),
             "learning_rate": lr,
             "gradient_norm": None if norm is None else float(norm),
             "gradient_ratio": ratio,

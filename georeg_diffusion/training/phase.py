@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,32 +170,39 @@ def train_phase(
     selection = None if validation is None else Selection(accelerator, bundle, validation, phase.name, out, start)
     prepared.train()
     step = start
+
+    def losses_of(batch: dict[str, Any], scale: float) -> ObjectiveOutput:
+        result: ObjectiveOutput = prepared(
+            batch["image"],
+            generator=draw_generators(config.seed, batch["draw"].tolist()),
+            isometry_scale=scale,
+            isometry_rows=batch.get("is_conditional"),
+            **batch.get("conditioning", {}),
+        )
+        return result
+
     bar_of = progress(phase.title, phase.steps, completed=start, enabled=accelerator.is_main_process)
     source = batches(loader)
     with stopping() as stop, bar_of as bar, closing(source):
-        for batch in source:
+        for micro_batches in _by_step(source, accumulate):
             scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
-            with accelerator.accumulate(prepared):
-                out_ = prepared(
-                    batch["image"],
-                    generator=draw_generators(config.seed, batch["draw"].tolist()),
-                    isometry_scale=scale,
-                    isometry_rows=batch.get("is_conditional"),
-                    **batch.get("conditioning", {}),
-                )
-                is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
-                ratio = gradient_ratio(out_, parameters) if is_logged and out_.gated and phase.lambda_iso else None
-                accelerator.backward(out_.loss)
-                norm = None
-                if accelerator.sync_gradients:
-                    limit = config.max_grad_norm or math.inf
-                    norm = accelerator.clip_grad_norm_(prepared.parameters(), limit)
-                if guard.is_sound(out_, norm, step + 1):
-                    optimizer.step()
-                    schedule.step()
-                optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
+            calls = [partial(losses_of, batch, scale) for batch in micro_batches]
+            is_pooled = config.pool_micro_batches and accumulate > 1 and scale != 0 and phase.lambda_iso != 0
+            results = georeg.accumulate(objective.regularizer, calls) if is_pooled else (call() for call in calls)
+            for _ in calls:
+                with accelerator.accumulate(prepared):
+                    out_ = next(results)
+                    is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
+                    ratio = gradient_ratio(out_, parameters) if is_logged and out_.gated and phase.lambda_iso else None
+                    accelerator.backward(out_.loss)
+                    norm = None
+                    if accelerator.sync_gradients:
+                        limit = config.max_grad_norm or math.inf
+                        norm = accelerator.clip_grad_norm_(prepared.parameters(), limit)
+                    if guard.is_sound(out_, norm, step + 1):
+                        optimizer.step()
+                        schedule.step()
+                    optimizer.zero_grad()
             step += 1
             if average is not None:
                 average.step(parameters)
@@ -222,6 +231,13 @@ def train_phase(
         bundle.save(out / phase.name)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
+
+
+def _by_step(batches: Iterable[dict[str, Any]], accumulate: int) -> Iterator[list[dict[str, Any]]]:
+    """The micro-batches of each optimiser step."""
+    iterator = iter(batches)
+    while micro_batches := list(islice(iterator, accumulate)):
+        yield micro_batches
 
 
 def gradient_ratio(out: ObjectiveOutput, parameters: Sequence[Tensor]) -> float:

@@ -39,6 +39,11 @@ from georeg_diffusion.training.phase import Phase, make_estimator, train_phase
 from georeg_diffusion.training.selection import Validation
 from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
 
+_LAUNCH = (
+    "launch with torchrun --nproc-per-node N -m georeg_diffusion train … (on CPUs with ACCELERATE_USE_CPU=true before it), "
+    "or unset WORLD_SIZE for one process"
+)
+_SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_XPU", "MULTI_HPU")
 _DIGITS_PRETRAINING, _DIGITS_STEPS = 800, 300
 _PICTURE_STEPS = 20
 # These may differ when a run is taken up again: they do not change what is computed.
@@ -81,12 +86,14 @@ def run(config: TrainConfig, images: Any = None) -> None:
     if config.dry_run:
         _dry_run(config, images, is_comparison)
         return
-    _claim(out, config)
-    if _is_finished(out, config):
+    _claim(out, config)  # on all processes, none of which writes before all have met
+    if not config.overwrite_output_dir and _is_finished(out, config):
         _print_table(out)
         _push(config)
         return
     _check_tracker(config)
+    if config.pool_micro_batches and config.scope != "global":
+        raise UsageError(f"--pool-micro-batches: got it with --scope {config.scope}, expected --scope global")
     make_estimator(config)  # a name that is not known is refused before anything is written
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
@@ -157,7 +164,6 @@ def _claim(out: Path, config: TrainConfig) -> None:
             raise UsageError(
                 f"--overwrite-output-dir: {out} is not the folder of a run (no config.yaml in it); delete it yourself"
             )
-        shutil.rmtree(out, ignore_errors=True)
         return
     if record.is_file():
         try:
@@ -179,23 +185,36 @@ def _claim(out: Path, config: TrainConfig) -> None:
 
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 
     folder = str(config.output_dir / "logs")
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
-        cpu=config.cpu,
-    )
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        accelerator = Accelerator(
+            # The loader fetches a step's micro-batches together: its end is seen before the last of them has run.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
+            cpu=config.cpu,
+        )
+    except ValueError as error:
+        if world == 1:
+            raise
+        raise RunError(f"WORLD_SIZE is {world}, but these processes cannot meet: {error}; {_LAUNCH}") from error
     if world != accelerator.num_processes:
+        raise RunError(f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} process(es); {_LAUNCH}")
+    if accelerator.distributed_type not in _SUPPORTED:
         raise RunError(
-            f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} process(es); on CPUs launch with "
-            "ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m georeg_diffusion train …"
+            f"accelerate: got {accelerator.distributed_type.value}, expected data parallelism (DDP): train keeps "
+            "parameters, Adam and average whole in each process; leave that out of `accelerate config`, and save memory "
+            "with --gradient-checkpointing, --recompute or --lora"
         )
     if accelerator.is_main_process:
+        if config.overwrite_output_dir:
+            shutil.rmtree(config.output_dir, ignore_errors=True)
         config.output_dir.mkdir(parents=True, exist_ok=True)
     if config.report_to in ("none", "tensorboard"):  # there the name is a folder's
         accelerator.init_trackers("tensorboard")
