@@ -46,6 +46,7 @@ figures: install
 
 examples-quick: install
 	for file in $(EXAMPLES); do echo "$$file --quick"; $(BIN)/python $$file --quick --output-dir outputs/quick || exit 1; done
+	$(BIN)/jupyter-execute examples/*.ipynb
 
 torture: install
 	$(BIN)/python benchmarks/torture.py --kills 20
