@@ -56,13 +56,13 @@ soak: install
 
 bench: install
 	@mkdir -p outputs
-	$(BIN)/python -m pytest benchmarks -m "not cuda" --benchmark-only --benchmark-quiet -q --benchmark-json=outputs/benchmarks.json
+	$(BIN)/python -m pytest benchmarks -m "not cuda" --benchmark-only --benchmark-max-time=0.3 --benchmark-quiet -q --benchmark-json=outputs/benchmarks.json
 	$(BIN)/python -m benchmarks.report outputs/benchmarks.json
 
 bench-gpu: install
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make bench-gpu: torch sees no CUDA device; make bench runs without one")'
 	@mkdir -p outputs
-	$(BIN)/python -m pytest benchmarks -m cuda --benchmark-only --benchmark-quiet -q --benchmark-json=outputs/benchmarks-gpu.json
+	$(BIN)/python -m pytest benchmarks -m cuda --benchmark-only --benchmark-max-time=0.3 --benchmark-quiet -q --benchmark-json=outputs/benchmarks-gpu.json
 	$(BIN)/python -m benchmarks.report outputs/benchmarks-gpu.json --name cuda
 
 clean:

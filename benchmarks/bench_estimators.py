@@ -15,7 +15,6 @@ from benchmarks import estimator_variance
 from georeg.registry import registered
 from georeg.testing import dense_moments
 
-torch.set_num_threads(1)
 BATCH = 4
 
 
@@ -51,14 +50,15 @@ def check(f: nn.Module, x: Tensor, estimator: georeg.Estimator, repeats: int = 2
     }
 
 
-@pytest.mark.parametrize("d", [16, 64, 256])
-@pytest.mark.parametrize("probes", [None, 1, 4, 16])
+@pytest.mark.parametrize("d", [8, 16, 32, 64, 256])
+@pytest.mark.parametrize("probes", [None, 1, 4, 8, 16])
 def test_exact_against_hutchinson(benchmark, d, probes):
     f, x = network(d)
     estimator = georeg.Exact() if probes is None else georeg.Hutchinson(probes)
-    benchmark.group = f"d = {d}"
+    benchmark.group = f"moments and gradient of a small network, d = {d}"
+    case = "exact" if probes is None else f"Hutchinson, {probes} probe{'s' * (probes > 1)}"
     benchmark.extra_info.update(
-        dimension=d, estimator=repr(estimator), **check(f, x, estimator, repeats=2 if probes is None else 60)
+        case=case, dimension=d, estimator=repr(estimator), **check(f, x, estimator, repeats=2 if probes is None else 60)
     )
     moments = benchmark(step, f, x, estimator)
     assert moments.num_products == (d if probes is None else 2 * probes)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import georeg
 from georeg import Estimate
@@ -28,6 +27,7 @@ from georeg.kernels import fused, products_only
 from georeg.linearize.base import differentiable_attention
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.cost import flops_of
 from georeg_diffusion.data.digits import Digits
 from georeg_diffusion.schedule import alphas_cumprod, noised
 
@@ -136,25 +136,6 @@ def apart(means: Tensor, rank: int) -> Surrogate:
     return surrogate
 
 
-class _NoModules:
-    """In the place of the flop counter's module tracker, whose hooks fail on an autograd.grad in a forward pass."""
-
-    parents: tuple[str, ...] = ("Global",)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def work_of(run: Callable[[], object]) -> float:
-    """FLOPs of matrix products and convolutions."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        run()
-    return float(counter.get_total_flops())
-
-
 class Problem:
     """One encoder at fixed points: its exact gradient, and how far candidates scatter around it."""
 
@@ -168,7 +149,7 @@ class Problem:
         self.h_space = HSpace(unet)
         used = torch.autograd.grad(self.encode(self.x, self.t).sum(), list(unet.parameters()), allow_unused=True)
         self.parameters = [p for p, g in zip(unet.parameters(), used, strict=True) if g is not None]
-        self.encoder_pass = work_of(lambda: self.h_space.encode(self.x, self.t))
+        self.encoder_pass = flops_of(lambda: self.h_space.encode(self.x, self.t))
         points = self.x.detach().requires_grad_()
         h = self.encode(points, self.t)
         exact = georeg.Exact()(georeg.linearize_graph(points, h, chunk_size=16), SPHERE.at(points), georeg.Euclidean().at(h))
@@ -197,7 +178,7 @@ class Problem:
             return self.flat(surrogate(points, self.encode(points, self.t[rows]), generator))
 
         # The forward pass is the denoising loss's own on the whole batch; a part of it needs no pass of its own either.
-        work = work_of(draw) / self.encoder_pass - share
+        work = flops_of(draw) / self.encoder_pass - share
         squares, total = [], torch.zeros_like(self.gradient)
         for _ in range(repeats):
             error = draw() - self.gradient
@@ -252,10 +233,10 @@ def measure(unet: nn.Module, *, batch: int, repeats: int) -> tuple[Problem, list
 Results = dict[str, tuple[Problem, list[Quality]]]
 
 
-def states(*, pretraining: int, steps: int, batch: int, repeats: int) -> Results:
+def states(*, pretraining: int, steps: int, batch: int, repeats: int, networks: tuple[int, ...] = (4, 2)) -> Results:
     """Two networks (h smaller than x, h larger than x), before and after training with the isometry loss."""
     results: Results = {}
-    for levels in (4, 2):
+    for levels in networks:
         torch.manual_seed(0)
         unet = network(levels)
         for stage, length, weight in (("denoising only", pretraining, 0.0), ("isometric", steps, 1e-2)):
@@ -316,7 +297,7 @@ def main() -> None:
     sizes = (
         {"pretraining": 2, "steps": 2, "batch": 2, "repeats": 2}
         if arguments.quick
-        else {"pretraining": 300, "steps": 300, "batch": 8, "repeats": 200}
+        else {"pretraining": 300, "steps": 300, "batch": 8, "repeats": 100}
     )
     results = states(**sizes)
     print(table(results))

@@ -44,3 +44,18 @@ def ldm_celebahq() -> nn.Module:
 def small_unet() -> nn.Module:
     """The U-Net of the repository's cost table: 32², channels 64, 128, 128, 128, attention at 16²."""
     return _unet(4, {1}, sample_size=32, block_out_channels=(64, 128, 128, 128))
+
+
+def encoder(size: int) -> nn.Module:
+    """A U-Net whose encoder is small enough for the exact Jacobian: channels 16, 32, 32, 32, h of 32 × (size/8)²."""
+    network: nn.Module = diffusers.UNet2DModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    return network

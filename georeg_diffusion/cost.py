@@ -66,6 +66,22 @@ class _NoModules(nullcontext[None]):
     parents = frozenset({"Global"})
 
 
+def flops_of(run: Callable[[], object]) -> int:
+    """Matrix products and convolutions of whatever ``run`` does, in floating-point operations.
+
+    Example:
+        >>> import torch
+        >>> from georeg_diffusion.cost import flops_of
+        >>> flops_of(lambda: torch.ones(2, 3, device="meta") @ torch.ones(3, 5, device="meta"))        # 2·2·3·5
+        60
+    """
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        run()
+    return int(counter.get_total_flops())
+
+
 def work_of(step: Step) -> int:
     """Matrix products and convolutions of a step with its backward pass, in floating-point operations.
 
@@ -76,11 +92,7 @@ def work_of(step: Step) -> int:
         >>> work_of(lambda: (torch.ones(2, 3, device="meta") @ weight).sum())        # 2·2·3·5 forward, as much backward
         120
     """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        step().backward()
-    return int(counter.get_total_flops())
+    return flops_of(lambda: step().backward())
 
 
 def peak_bytes_of(step: Step) -> int:

@@ -1,0 +1,58 @@
+"""What all benchmarks share: the device, the size, and one way to check, count and time a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from georeg_diffusion.cost import PeakBytes, work_of
+
+Step = Callable[[], Tensor]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs an NVIDIA GPU (make bench-gpu)")
+    if config.getoption("benchmark_disable", default=False):
+        torch.set_num_threads(1)  # the smoke run shares its cores with other processes
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device here"))
+
+
+@pytest.fixture(scope="session")
+def is_smoke(request: pytest.FixtureRequest) -> bool:
+    """Whether only correctness is of interest, at the smallest size."""
+    return bool(request.config.getoption("benchmark_disable"))
+
+
+@pytest.fixture
+def measure(benchmark, is_smoke: bool):
+    """Count a step's work and peak bytes, then time it with its backward pass; what belongs together has one ``group``."""
+
+    def run(step: Step, *, group: str, case: str, rounds: int = 5, **info: object) -> None:
+        benchmark.group = group
+        benchmark.extra_info.update(case=case, threads=torch.get_num_threads(), **info)
+        with PeakBytes() as tracker:
+            work = work_of(step)
+        benchmark.extra_info.update(work=work, peak_bytes=tracker.peak)
+
+        def timed() -> None:
+            step().backward()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        benchmark.pedantic(timed, rounds=1 if is_smoke else rounds, warmup_rounds=int(rounds > 1 and not is_smoke))
+
+    return run

@@ -1,0 +1,141 @@
+"""From a run of pytest-benchmark to one table, one JSON file and one picture.
+
+    python benchmarks/report.py outputs/benchmarks.json        (make bench runs both)
+
+Ratios are to the first case of each group, timed in the same run; they are what can be compared between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+Groups = dict[str, list[dict[str, Any]]]
+
+
+def groups_of(raw: dict[str, Any]) -> Groups:
+    """Case, seconds (median), work and peak bytes by group, with ratios to the group's first case."""
+    groups: Groups = {}
+    for item in raw["benchmarks"]:
+        info, stats = item["extra_info"], item["stats"]
+        row = {"case": info.get("case") or _called(item), "seconds": stats["median"], "rounds": stats["rounds"]}
+        row |= {key: value for key, value in info.items() if isinstance(value, (int, float))}
+        groups.setdefault(item["group"], []).append(row)
+    for rows in groups.values():
+        for row in rows:
+            for key in ("seconds", "work", "peak_bytes"):
+                if rows[0].get(key) and row.get(key) is not None:
+                    row[f"{key}_ratio"] = row[key] / rows[0][key]
+    return groups
+
+
+def _called(item: dict[str, Any]) -> str:
+    return str(item["extra_info"].get("estimator") or item["name"])
+
+
+def crossovers(groups: Groups) -> list[str]:
+    """Between which dimensions Hutchinson with 8 probes begins to take less time than the exact Jacobian."""
+    points = []
+    for rows in groups.values():
+        times = {row["case"]: row["seconds"] for row in rows}
+        sizes = [row["dimension"] for row in rows if "dimension" in row]
+        exact, eight = times.get("exact"), times.get("Hutchinson, 8 probes")
+        if exact and eight and sizes:
+            points.append((sizes[0], exact / eight))
+    lines = [f"exact ÷ 8-probe Hutchinson at d = {d}: {ratio:.2f}×" for d, ratio in sorted(points)]
+    ordered = sorted(points)
+    for (d, a), (e, b) in itertools.pairwise(ordered):
+        if (a - 1) * (b - 1) <= 0 and a != b:
+            lines.append(f"crossover between d = {d} and d = {e}")
+    return lines
+
+
+def show(groups: Groups, console: Console) -> None:
+    table = Table(title="Benchmarks: median time, counted work and peak memory, and ratios to each group's first case")
+    for heading, align in (("", "left"), ("time", "right"), ("", "right"), ("work", "right"), ("", "right"),
+                           ("peak", "right"), ("", "right")):  # fmt: skip
+        table.add_column(heading, justify=align, no_wrap=bool(heading))
+    for name, rows in groups.items():
+        table.add_section()
+        table.add_row(f"[bold]{name}[/bold]")
+        for row in rows:
+            cells = [_seconds(row["seconds"]), _ratio(row, "seconds")]
+            cells += [f"{row['work'] / 1e9:.3g} GFLOP" if "work" in row else "", _ratio(row, "work")]
+            cells += [f"{row['peak_bytes'] / 2**20:.1f} MiB" if "peak_bytes" in row else "", _ratio(row, "peak_bytes")]
+            table.add_row("  " + row["case"], *cells)
+    console.print(table)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _ratio(row: dict[str, Any], key: str) -> str:
+    return f"{row[f'{key}_ratio']:.2f}×" if f"{key}_ratio" in row else ""
+
+
+def plot(groups: Groups, target: Path) -> None:
+    """Bars of the ratios, one panel a group."""
+    from matplotlib.figure import Figure
+
+    shown = {name: rows for name, rows in groups.items() if "work_ratio" in rows[0]}
+    if not shown:
+        return
+    heights = [len(rows) + 1.4 for rows in shown.values()]
+    figure = Figure(figsize=(9, 0.46 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).flatten()
+    kinds = (("seconds", "time", "#1f4e9c"), ("work", "work", "#9db8d9"), ("peak_bytes", "peak memory", "#E69F00"))
+    for ax, (name, rows) in zip(axes, shown.items(), strict=True):
+        for offset, (key, label, color) in zip((-0.26, 0, 0.26), kinds, strict=True):
+            values = [row[f"{key}_ratio"] for row in rows]
+            bars = ax.barh([i + offset for i in range(len(rows))], values, 0.25, color=color, label=label)
+            ax.bar_label(bars, [f"{v:.2g}×" if v < 10 else f"{v:.0f}×" for v in values], padding=2, fontsize=7)
+        ax.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
+        ax.invert_yaxis()
+        ax.set_xscale("log")
+        ax.margins(x=0.12)
+        ax.axvline(1, color="0.4", lw=0.8)
+        ax.set_title(name, fontsize=10, loc="left")
+        ax.tick_params(axis="x", labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False, loc="best")
+    axes[-1].set_xlabel("ratio to the first row (logarithmic; less is better)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--name", default="cpu", help="of the files in benchmarks/results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    groups = groups_of(json.loads(options.raw.read_text()))
+    console = Console()
+    show(groups, console)
+    found = crossovers(groups)
+    for line in found:
+        console.print(line)
+    options.results.mkdir(parents=True, exist_ok=True)
+    protocol = {
+        "torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if options.name != "cpu" else platform.machine(),
+        "time": "median of the rounds after one to warm up",
+    }  # fmt: skip
+    target = options.results / f"{options.name}.json"
+    target.write_text(json.dumps({"protocol": protocol, "crossover": found, "groups": groups}, indent=1) + "\n")
+    plot(groups, options.results / f"{options.name}.png")
+    console.print(f"wrote {target} and {target.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    main()
