@@ -41,7 +41,7 @@ def test_exact_against_hutchinson(measure, case, size, device, is_smoke):
         _agrees_with_the_dense_jacobian(space, x, t)
     measure(
         step, group=f"loss of an encoder at {size}², batch 2, {device}", case=case, rounds=1 if case == "exact" else 5,
-        dimension=products, products=products if case == "exact" else 2 * CASES[case]().num_probes,
+        is_vectorised=True, dimension=products, products=products if case == "exact" else 2 * CASES[case]().num_probes,
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_each_at_its_defaults(benchmark, name):
     f, x = network(64)
     estimator = registered("estimator")[name]()
     benchmark.group = "defaults, d = 64"
-    benchmark.extra_info.update(estimator=repr(estimator), **check(f, x, estimator))
+    benchmark.extra_info.update(case=name, estimator=repr(estimator), **check(f, x, estimator))
     moments = benchmark(step, f, x, estimator)
     assert moments.num_products == benchmark.extra_info["products"]
 

@@ -60,17 +60,20 @@ def crossovers(groups: Groups) -> list[str]:
 
 
 def show(groups: Groups, console: Console) -> None:
-    table = Table(title="Benchmarks: median time, counted work and peak memory, and ratios to each group's first case")
-    for heading, align in (("", "left"), ("time", "right"), ("", "right"), ("work", "right"), ("", "right"),
-                           ("peak", "right"), ("", "right")):  # fmt: skip
-        table.add_column(heading, justify=align, no_wrap=bool(heading))
+    """One table; a group's name stands in a row of its own, across the columns that follow."""
+    table = Table(
+        title="Median time, counted work, peak memory; ratios to each group's first case", box=None, pad_edge=False
+    )
+    table.add_column("case", no_wrap=True)
+    for heading in ("time", "", "GFLOP", "", "peak MiB", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, rows in groups.items():
-        table.add_section()
+        table.add_row()
         table.add_row(f"[bold]{name}[/bold]")
         for row in rows:
             cells = [_seconds(row["seconds"]), _ratio(row, "seconds")]
-            cells += [f"{row['work'] / 1e9:.3g} GFLOP" if "work" in row else "", _ratio(row, "work")]
-            cells += [f"{row['peak_bytes'] / 2**20:.1f} MiB" if "peak_bytes" in row else "", _ratio(row, "peak_bytes")]
+            cells += [f"{row['work'] / 1e9:.3g}" if "work" in row else "", _ratio(row, "work")]
+            cells += [f"{row['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in row else "", _ratio(row, "peak_bytes")]
             table.add_row("  " + row["case"], *cells)
     console.print(table)
 
@@ -84,10 +87,10 @@ def _ratio(row: dict[str, Any], key: str) -> str:
 
 
 def plot(groups: Groups, target: Path) -> None:
-    """Bars of the ratios, one panel a group."""
+    """The ratios, one panel a group, as distances from 1."""
     from matplotlib.figure import Figure
 
-    shown = {name: rows for name, rows in groups.items() if "work_ratio" in rows[0]}
+    shown = {name: rows for name, rows in groups.items() if "peak_bytes_ratio" in rows[0]}
     if not shown:
         return
     heights = [len(rows) + 1.4 for rows in shown.values()]
@@ -95,19 +98,26 @@ def plot(groups: Groups, target: Path) -> None:
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).flatten()
     kinds = (("seconds", "time", "#1f4e9c"), ("work", "work", "#9db8d9"), ("peak_bytes", "peak memory", "#E69F00"))
     for ax, (name, rows) in zip(axes, shown.items(), strict=True):
-        for offset, (key, label, color) in zip((-0.26, 0, 0.26), kinds, strict=True):
-            values = [row[f"{key}_ratio"] for row in rows]
-            bars = ax.barh([i + offset for i in range(len(rows))], values, 0.25, color=color, label=label)
-            ax.bar_label(bars, [f"{v:.2g}×" if v < 10 else f"{v:.0f}×" for v in values], padding=2, fontsize=7)
+        for offset, (key, label, color) in zip((-0.22, 0, 0.22), kinds, strict=True):
+            found = [(i + offset, row[f"{key}_ratio"]) for i, row in enumerate(rows) if f"{key}_ratio" in row]
+            if found:
+                at, values = zip(*found, strict=True)
+                ax.hlines(at, 1, values, color=color, lw=3)
+                ax.plot(values, at, "o", color=color, ms=5, label=label)
+                for height, value in found:
+                    text = f"{value:.2g}×" if value < 10 else f"{value:.0f}×"
+                    ax.annotate(text, (value, height), (-6 if value < 1 else 6, 0), textcoords="offset points",
+                                ha="right" if value < 1 else "left", va="center", fontsize=7)  # fmt: skip
         ax.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
         ax.invert_yaxis()
         ax.set_xscale("log")
-        ax.margins(x=0.12)
+        ax.set_xlim(1.5e-3, 2e3)
         ax.axvline(1, color="0.4", lw=0.8)
         ax.set_title(name, fontsize=10, loc="left")
         ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False, loc="best")
+    figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside upper right", ncols=3)
     axes[-1].set_xlabel("ratio to the first row (logarithmic; less is better)")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)
@@ -120,7 +130,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     groups = groups_of(json.loads(options.raw.read_text()))
-    console = Console()
+    console = Console(width=max(Console().width, 116))
     show(groups, console)
     found = crossovers(groups)
     for line in found:
