@@ -106,7 +106,7 @@ def as_command(config: type[Any], run: Callable[[Any], None], *, with_presets: b
             )
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__doc__ = config.__doc__
+    command.__doc__ = (config.__doc__ or "").partition("\n    Example:")[0]  # which is for readers of Python
     return command
 
 

@@ -20,6 +20,12 @@ class TrainConfig:
     loss, scores both and writes pictures. Given data or a model it trains the isometric model alone.
 
     To resume an interrupted run, run the same command again; a finished run prints its table.
+
+    Example:
+        >>> from georeg_diffusion import TrainConfig
+        >>> config = TrainConfig(resolution=32, lambda_iso=1e-3)
+        >>> config.resolution, config.seed
+        (32, 0)
     """
 
     train_data_dir: Path | None = option(

@@ -75,6 +75,13 @@ def run(config: TrainConfig, images: Any = None) -> None:
     Raises:
         UsageError: options that contradict each other, or an output folder of another run.
         RunError: data or models that cannot be used.
+
+    Example:
+        >>> from georeg_diffusion import TrainConfig, train
+        >>> train(TrainConfig(max_train_steps=-1))                            # what the command line would refuse
+        Traceback (most recent call last):
+        ...
+        georeg_diffusion.errors.UsageError: --max-train-steps: got -1, expected at least 1
     """
     # From Python a configuration has not passed the command line's checks, and its paths may be strings.
     config = resolve(TrainConfig, [], {entry.name: getattr(config, entry.name) for entry in fields(config)})

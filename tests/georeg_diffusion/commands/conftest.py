@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from georeg_diffusion import IsometricDiffusionLoss
 from georeg_diffusion._compat import diffusers
-from tests.georeg_diffusion.conftest import cli
+from tests.georeg_diffusion.conftest import cli, small_unet
 from tests.georeg_diffusion.networks import dit
+
+DIGITS = torch.as_tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
 
 
 @pytest.fixture
@@ -36,6 +40,21 @@ def conditional(tmp_path):
     network.save_pretrained(folder / "transformer")
     diffusers.DDPMScheduler().save_pretrained(folder / "scheduler")
     return folder / "transformer"
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A few steps on the digits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = small_unet(attention=False).train()
+        objective = IsometricDiffusionLoss(unet, diffusers.DDPMScheduler(), gate=None)
+        optimiser = torch.optim.Adam(unet.parameters(), lr=3e-3)
+        for _ in range(150):
+            optimiser.zero_grad()
+            objective(DIGITS[torch.randint(len(DIGITS), (32,))]).loss.backward()
+            optimiser.step()
+    return unet.eval().requires_grad_(False)
 
 
 def written(folder):

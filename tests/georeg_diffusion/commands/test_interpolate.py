@@ -16,7 +16,7 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.report import panels
 from georeg_diffusion.sampling.ddim import ddim_sample
 from georeg_diffusion.sampling.noise import seeded_noise
-from tests.georeg_diffusion.commands.conftest import written
+from tests.georeg_diffusion.commands.conftest import DIGITS, written
 from tests.georeg_diffusion.conftest import small_unet
 
 NO_MP4 = {"interpolation.png", "interpolation.gif", "interpolation.json"}
@@ -115,15 +115,17 @@ def test_ends_that_are_no_ordinary_pair(command, model, tmp_path, name, path):
     np.testing.assert_allclose(frames_of(folder, "small")[[0, -1]], expected.numpy(), atol=0.6)
 
 
-def test_an_image_is_inverted_and_comes_back(command, model):
-    _, drawn, _ = command("sample", model, "--num-images", 2, "--seed", 3, out="drawn")
-    images = [drawn / "images" / f"00000{i}.png" for i in (3, 4)]
-    code, folder, text = command("interpolate", model, *images, "--frames", 2, "--refine", 10, steps=20)
+def test_an_image_is_inverted_and_comes_back(command, trained, tmp_path):
+    diffusers.DDPMPipeline(trained, diffusers.DDPMScheduler(clip_sample=False)).save_pretrained(tmp_path / "digits")
+    images = [tmp_path / "a.png", tmp_path / "b.png"]
+    for pixels, file in zip(DIGITS, images, strict=False):
+        Image.fromarray(((pixels[0] + 1) * 127.5).round().byte().numpy()).save(file)
+    code, folder, text = command("interpolate", tmp_path / "digits", *images, "--frames", 2, "--refine", 10, steps=20)
     assert code == 0, text
-    frames = frames_of(folder, "small")
+    frames = frames_of(folder, "digits")
     for frame, image in zip(frames, images, strict=True):
         assert np.abs(frame - np.asarray(Image.open(image))).mean() < 3
-    assert json.loads((folder / "interpolation.json").read_text())["ends"] == ["000003.png", "000004.png"]
+    assert json.loads((folder / "interpolation.json").read_text())["ends"] == ["a.png", "b.png"]
 
 
 def test_latents_of_another_model_are_noted(command, model, other):

@@ -7,33 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from georeg_diffusion import Bundle, Denoiser, IsometricDiffusionLoss, load
+from georeg_diffusion import Bundle, Denoiser, load
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.report import panels
 from georeg_diffusion.sampling.ddim import ddim, ddim_steps
 from georeg_diffusion.sampling.inversion import ddim_invert
 from georeg_diffusion.sampling.latents import load_latents
-from tests.georeg_diffusion.commands.conftest import written
-from tests.georeg_diffusion.conftest import small_unet
-
-DIGITS = torch.as_tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A few steps on the digits."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = small_unet(attention=False).train()
-        objective = IsometricDiffusionLoss(unet, diffusers.DDPMScheduler(), gate=None)
-        optimiser = torch.optim.Adam(unet.parameters(), lr=3e-3)
-        for _ in range(150):
-            optimiser.zero_grad()
-            objective(DIGITS[torch.randint(len(DIGITS), (32,))]).loss.backward()
-            optimiser.step()
-    return unet.eval().requires_grad_(False)
+from tests.georeg_diffusion.commands.conftest import DIGITS, written
 
 
 def round_trip(unet, num_steps, refine=0):
