@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from georeg.kernels import convolution
 from georeg.kernels.mode import cotangents_only, products_only, skips
+from tests.georeg.kernels.cases import flops
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CASES = {
@@ -93,16 +93,10 @@ def test_functorch():
     torch.testing.assert_close(sensitivity(convolution), sensitivity(F.conv2d))
 
 
-def work(run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
 def test_a_product_computes_no_weight_gradient_but_the_loss_does():
     x, weight, bias = tensors(2)
     y = convolution(x, weight, bias, padding=1)
-    one = work(lambda: convolution(x, weight, bias, padding=1))
+    one = flops(lambda: convolution(x, weight, bias, padding=1))
     u = torch.randn_like(y, requires_grad=True)
     results = {}
 
@@ -113,9 +107,9 @@ def test_a_product_computes_no_weight_gradient_but_the_loss_does():
             (q,) = torch.autograd.grad(g, u, g, create_graph=True)
         results["q"] = q
 
-    assert work(products) == 2 * one
+    assert flops(products) == 2 * one
     # Two products to pull back, through J of q and through Jᵀ of g: each an input's and a weight's gradient.
-    assert work(lambda: results["q"].square().sum().backward()) == 4 * one
+    assert flops(lambda: results["q"].square().sum().backward()) == 4 * one
     assert weight.grad is not None
 
 
