@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from georeg_diffusion.errors import RunError
 from georeg_diffusion.progress import console
+from georeg_diffusion.training.sharding import like, whole
 
 _NAME = re.compile(r"step-(\d+)")
-_HASHES = "sha256.json"
+_HASHES, _WEIGHTS = "sha256.json", "model.safetensors"
 _READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -32,16 +35,19 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def save(accelerator: Any, folder: Path, step: int, *, keep: int, extras: Mapping[str, Any] | None = None) -> None:
+def save(
+    accelerator: Any, folder: Path, step: int, module: nn.Module, *, keep: int, extras: Mapping[str, Any] | None = None
+) -> None:
     """Save weights, optimiser, schedule, random state and ``extras`` after ``step`` steps; keep the newest ``keep``.
 
     All is written beside, hashed, flushed to the disk and only then renamed: an interruption at any point, kill −9 among
     them, leaves the checkpoints that were there.
 
     Args:
-        accelerator: whose prepared objects are saved.
+        accelerator: whose prepared optimiser and schedule are saved.
         folder: of the phase's checkpoints.
         step: optimiser steps taken.
+        module: whose weights and buffers are saved, whole and by its own names, however many processes share it.
         keep: how many to keep.
         extras: what else has a ``state_dict``, by name, such as the averaged weights.
 
@@ -52,12 +58,17 @@ def save(accelerator: Any, folder: Path, step: int, *, keep: int, extras: Mappin
     if accelerator.is_main_process:
         clear(folder)
     accelerator.wait_for_everyone()
+    states = {name: whole(part.state_dict()) for name, part in (extras or {}).items()}
+    weights = whole(module.state_dict())
+    mine = accelerator.register_save_state_pre_hook(
+        lambda _models, given, _folder: given.__setitem__(slice(None), [weights])
+    )
     try:
         accelerator.save_state(str(scratch), safe_serialization=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            for name, part in (extras or {}).items():
-                torch.save(part.state_dict(), scratch / f"{name}.pt")
+            for name, state in states.items():
+                torch.save(state, scratch / f"{name}.pt")
             _seal(scratch)
             if target.exists():  # a damaged one of this step; a good one would have been gone on from
                 os.replace(target, folder / f".step-{step}.old")
@@ -71,6 +82,8 @@ def save(accelerator: Any, folder: Path, step: int, *, keep: int, extras: Mappin
             f"cannot write the checkpoint of step {step} to {folder}: {_one_line(error)}; make room there (or choose fewer "
             f"--checkpoints-total-limit), then run the same command again, which {again}"
         ) from error
+    finally:
+        mine.remove()
     if accelerator.is_main_process:
         for old in saved_steps(folder)[:-keep]:  # renamed first: half a checkpoint must not look like one
             os.replace(folder / f"step-{old}", folder / f".step-{old}.old")
@@ -78,7 +91,7 @@ def save(accelerator: Any, folder: Path, step: int, *, keep: int, extras: Mappin
     accelerator.wait_for_everyone()
 
 
-def resume(accelerator: Any, folder: Path, *, extras: Mapping[str, Any] | None = None) -> int:
+def resume(accelerator: Any, folder: Path, module: nn.Module, *, extras: Mapping[str, Any] | None = None) -> int:
     """Load the newest checkpoint that is whole and return its step, 0 where there is none.
 
     A damaged one is named and left out, in favour of the one before. Nothing in a checkpoint is executed: weights are
@@ -97,15 +110,20 @@ def resume(accelerator: Any, folder: Path, *, extras: Mapping[str, Any] | None =
                     f"Warning: the checkpoint {newest} is damaged ({damage}); going on from the one before", style="yellow"
                 )
             continue
+        weights = accelerator.register_load_state_pre_hook(lambda models, _folder: models.clear())
         try:
+            module.load_state_dict(like(load_file(newest / _WEIGHTS), module.state_dict()))
             accelerator.load_state(str(newest))
             for name, part in (extras or {}).items():
-                part.load_state_dict(torch.load(newest / f"{name}.pt", map_location=accelerator.device, weights_only=True))
+                state = torch.load(newest / f"{name}.pt", map_location=accelerator.device, weights_only=True)
+                part.load_state_dict(like(state, part.state_dict()))
         except _READ_ERRORS as error:
             raise RunError(
                 f"cannot resume from {newest}: {_one_line(error)}; delete that folder to go on from the one before, or pass "
                 "--overwrite-output-dir to start again"
             ) from error
+        finally:
+            weights.remove()
         if accelerator.is_main_process:
             console.print(f"Going on from step {step}", style="dim")
         return step

@@ -27,7 +27,7 @@ from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
 from georeg_diffusion.progress import progress
 from georeg_diffusion.schedule import IsometryGate
-from georeg_diffusion.training import checkpoint
+from georeg_diffusion.training import checkpoint, sharding
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import num_workers
 from georeg_diffusion.training.guard import Guard
@@ -118,7 +118,8 @@ def train_phase(
     run always gets the same image, flip, timestep, noise and probes, whatever the number of processes.
     """
     objective = make_objective(bundle, config, phase.lambda_iso)
-    parameters = [p for p in bundle.network.parameters() if p.requires_grad]  # with LoRA the adapters alone
+    prepared = sharding.distributed(accelerator, objective)
+    parameters = trained_of(bundle.network)
     optimizer_class = torch.optim.AdamW if config.adam_weight_decay else torch.optim.Adam
     optimizer = optimizer_class(
         parameters,
@@ -131,8 +132,8 @@ def train_phase(
     schedule = diffusers.optimization.get_scheduler(
         config.lr_scheduler,
         optimizer=optimizer,
-        num_warmup_steps=config.lr_warmup_steps * processes,
-        num_training_steps=phase.steps * processes,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=phase.steps,
     )
     average = None
     if config.use_ema:
@@ -144,15 +145,17 @@ def train_phase(
             power=config.ema_power,
         )
         average.to(accelerator.device)
-    prepared, optimizer, schedule = accelerator.prepare(objective, optimizer, schedule)
+    optimizer, schedule = accelerator.prepare(sharding.saved_whole(optimizer), schedule)
     checkpoints = out / "checkpoints" / phase.name
     guard = Guard(accelerator)
     # Beside accelerate's own: what is registered with it is read back by the unpickler, which runs what is in a file.
-    extras = {"guard": guard} if average is None else {"guard": guard, "average": average}
-    start = checkpoint.resume(accelerator, checkpoints, extras=extras)
+    draws = Draw()
+    extras = {"guard": guard, "draws": draws, **({} if average is None else {"average": average})}
+    start = checkpoint.resume(accelerator, checkpoints, objective, extras=extras)
 
     draws_per_step = config.train_batch_size * accumulate * processes
-    order = TrainingOrder(len(images), config.seed, first=start * draws_per_step, stop=phase.steps * draws_per_step)
+    left = (phase.steps - start) * draws_per_step
+    order = TrainingOrder(len(images), config.seed, first=draws.number, stop=draws.number + left)
     workers = num_workers(config, images, accelerator.device)
     loader = accelerator.prepare_data_loader(
         torch.utils.data.DataLoader(
@@ -191,19 +194,26 @@ def train_phase(
             results = georeg.accumulate(objective.regularizer, calls) if is_pooled else (call() for call in calls)
             for _ in calls:
                 with accelerator.accumulate(prepared):
+                    sharding.synchronise(prepared, accelerator.sync_gradients)
                     out_ = next(results)
                     is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
-                    ratio = gradient_ratio(out_, parameters) if is_logged and out_.gated and phase.lambda_iso else None
+                    ratio = (
+                        gradient_ratio(out_, trained_of(bundle.network))
+                        if is_logged and out_.gated and phase.lambda_iso
+                        else None
+                    )
                     accelerator.backward(out_.loss)
                     norm = None
                     if accelerator.sync_gradients:
                         limit = config.max_grad_norm or math.inf
-                        norm = accelerator.clip_grad_norm_(prepared.parameters(), limit)
+                        norm = sharding.whole(accelerator.clip_grad_norm_(prepared.parameters(), limit))
                     if guard.is_sound(out_, norm, step + 1):
                         optimizer.step()
-                        schedule.step()
+                        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                            schedule.step()
                     optimizer.zero_grad()
             step += 1
+            draws.number += draws_per_step
             if average is not None:
                 average.step(parameters)
             if is_logged or step == phase.steps:
@@ -214,7 +224,9 @@ def train_phase(
                 selection(step, parameters, average)
             number = stop.agreed(accelerator)
             if step % config.checkpointing_steps == 0 or step == phase.steps or number:
-                checkpoint.save(accelerator, checkpoints, step, keep=config.checkpoints_total_limit, extras=extras)
+                checkpoint.save(
+                    accelerator, checkpoints, step, objective, keep=config.checkpoints_total_limit, extras=extras
+                )
             if number:
                 raise Interrupted(
                     number,
@@ -222,15 +234,36 @@ def train_phase(
                     "checkpoint is written; run the same command again to go on from there",
                 )
             bar.advance()
+    if selection is None and average is not None:
+        average.copy_to(parameters)
+    sharding.gather(bundle.network)
     if selection is not None:
         selection.restore()
-    elif average is not None:
-        average.copy_to(parameters)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         bundle.save(out / phase.name)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
+
+
+class Draw:
+    """The number of the draw that comes next; of a checkpoint, since other numbers of processes take other steps."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The number."""
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.number = int(state["number"])
+
+
+def trained_of(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that are trained, with LoRA the adapters alone; within a step of FSDP2 the gathered ones."""
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 def _by_step(batches: Iterable[dict[str, Any]], accumulate: int) -> Iterator[list[dict[str, Any]]]:

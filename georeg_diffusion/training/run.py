@@ -37,6 +37,7 @@ from georeg_diffusion.training.dry_run import cost_of, report
 from georeg_diffusion.training.log import read_log
 from georeg_diffusion.training.phase import Phase, make_estimator, train_phase
 from georeg_diffusion.training.selection import Validation
+from georeg_diffusion.training.sharding import own_sharding, wants_shards
 from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
 
 _LAUNCH = (
@@ -64,13 +65,14 @@ _FREE = {
 }
 
 
-def run(config: TrainConfig, images: Any = None) -> None:
+def run(config: TrainConfig, images: Any = None, *, quiet: bool = False) -> None:
     """Train what the configuration describes, or go on where it was interrupted, then score and draw it.
 
     Args:
         config: as the command line's options make it.
         images: a torch ``Dataset`` or :class:`georeg_diffusion.data.images.Images` to train on, in place of what the
             configuration names; see :class:`georeg_diffusion.data.dataset.DatasetImages`.
+        quiet: of a part of something larger: nothing but progress is shown, and no pictures are drawn.
 
     Raises:
         UsageError: options that contradict each other, or an output folder of another run.
@@ -95,7 +97,8 @@ def run(config: TrainConfig, images: Any = None) -> None:
         return
     _claim(out, config)  # on all processes, none of which writes before all have met
     if not config.overwrite_output_dir and _is_finished(out, config):
-        _print_table(out)
+        if not quiet:
+            _print_table(out)
         _push(config)
         return
     _check_tracker(config)
@@ -110,7 +113,7 @@ def run(config: TrainConfig, images: Any = None) -> None:
         with replacing(out / "config.yaml") as scratch:
             scratch.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
     phases = _phases(config, is_comparison, images, accelerator.num_processes)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not quiet:
         lengths = " + ".join(str(phase.steps) for phase in phases)
         console.print(
             f"{len(images)} images of {images.name} at {images.resolution}²; {lengths} steps of "
@@ -135,7 +138,7 @@ def run(config: TrainConfig, images: Any = None) -> None:
             train_phase(accelerator, bundle, inputs, config, phase, out, conditions, validation if is_chosen else None)
     accelerator.end_training()
     if accelerator.is_main_process:
-        _conclude(config, images, out, accelerator.device, is_comparison)
+        _conclude(config, images, out, accelerator.device, is_comparison, quiet)
 
 
 def _dry_run(config: TrainConfig, given: Any, is_comparison: bool) -> None:
@@ -196,17 +199,20 @@ def _accelerator(config: TrainConfig) -> Any:
 
     folder = str(config.output_dir / "logs")
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    wants_shards(config.mixed_precision)
     try:
-        accelerator = Accelerator(
-            # The loader fetches a step's micro-batches together: its end is seen before the last of them has run.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
-            ),
-            mixed_precision=config.mixed_precision,
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
-            cpu=config.cpu,
-        )
+        with own_sharding():
+            accelerator = Accelerator(
+                # The loader fetches a step's micro-batches together: its end is seen before the last of them has run.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(
+                    num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+                ),
+                mixed_precision=config.mixed_precision,
+                log_with=None if config.report_to == "none" else config.report_to,
+                project_config=ProjectConfiguration(project_dir=str(config.output_dir), logging_dir=folder),
+                cpu=config.cpu,
+                step_scheduler_with_optimizer=False,
+            )
     except ValueError as error:
         if world == 1:
             raise
@@ -215,8 +221,8 @@ def _accelerator(config: TrainConfig) -> Any:
         raise RunError(f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} process(es); {_LAUNCH}")
     if accelerator.distributed_type not in _SUPPORTED:
         raise RunError(
-            f"accelerate: got {accelerator.distributed_type.value}, expected data parallelism (DDP): train keeps "
-            "parameters, Adam and average whole in each process; leave that out of `accelerate config`, and save memory "
+            f"accelerate: got {accelerator.distributed_type.value}, expected data parallelism, DDP or FSDP2: no others were "
+            "made to work with second derivatives and pooled means; leave that out of `accelerate config`, and save memory "
             "with --gradient-checkpointing, --recompute or --lora"
         )
     if accelerator.is_main_process:
@@ -253,7 +259,7 @@ def _phases(config: TrainConfig, is_comparison: bool, images: Images, processes:
     return phases
 
 
-def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_comparison: bool) -> None:
+def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_comparison: bool, quiet: bool) -> None:
     """Score the models, write the pictures, and metrics.json last: it marks the run as finished."""
     names = ["base", "isometric"] if is_comparison else ["isometric"]
     logs = {name: read_log(out / "logs" / f"{name}.jsonl") for name in ("pretrained", *names)}
@@ -285,14 +291,16 @@ def _conclude(config: TrainConfig, images: Images, out: Path, device: Any, is_co
         pictures.samples(models, out / "samples.png", **how)
         pictures.interpolation(models, out / "interpolation.png", **how)
     base_isometry = scores["base"]["isometry"]["value"] if "base" in scores and config.normalize else None
-    pictures.losses(logs, out / "loss.png", base_isometry=base_isometry)
+    if not quiet:
+        pictures.losses(logs, out / "loss.png", base_isometry=base_isometry)
     notes = {"features": classifier.name if classifier else None, "lambda_iso": config.lambda_iso, "seed": config.seed}
     record = {"models": scores, **notes}
     for name in names:
         trained_on = f"{len(images):,} images of {images.name} at {images.resolution}²"
         write_card(out / name, name, config, record, trained_on=trained_on)
     write_json(out / "metrics.json", record)
-    _print_table(out)
+    if not quiet:
+        _print_table(out)
     _push(config)
 
 

@@ -27,6 +27,7 @@ from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.files import replacing
 from georeg_diffusion.progress import console, track
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.sharding import gathered
 
 _BATCH = 16
 _SHOWN = 2048
@@ -99,19 +100,15 @@ class Selection:
     def __call__(self, step: int, parameters: Sequence[Tensor], average: Any) -> None:
         """Score the averaged weights, and keep them if none was better."""
         network = self.bundle.network
-        if average is not None:
-            average.store(parameters)
-            average.copy_to(parameters)
+        averaged = {} if average is None else dict(zip(parameters, average.shadow_params, strict=True))
         network.eval()
         try:
-            value = self._score()
-            if self.accelerator.is_main_process:
-                self._record(step, value)
+            with gathered(network, averaged):
+                value = self._score()
+                if self.accelerator.is_main_process:
+                    self._record(step, value)
         finally:
             network.train()
-            if average is not None:
-                average.restore(parameters)
-                average.temp_stored_params = None
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:

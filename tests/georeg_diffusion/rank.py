@@ -1,6 +1,7 @@
 """What one process of a distributed test runs, under torchrun, accelerate launch, or alone: `JOB FOLDER [JSON]`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Noise(Images):
 def train(folder, runs):
     """Several runs, one after the other: a name, a dtype and options for each."""
     for name, (dtype, options) in json.loads(runs).items():
+        os.environ["ACCELERATE_USE_FSDP"] = str(options.pop("sharded", False))
+        os.environ["FSDP_VERSION"] = "2"
         AcceleratorState._reset_state()
         GradientState._reset_state()
         torch.set_default_dtype(getattr(torch, dtype))
