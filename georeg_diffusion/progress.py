@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 # One of many processes speaks; errors do not pass here.
 console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+
+_SECONDS = 30.0
+_is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
+
+
+@contextmanager
+def as_parts() -> Iterator[None]:
+    """Within it, bars are parts of something larger: gone once they are done; without a terminal, a line every 30 s."""
+    token = _is_part.set(True)
+    try:
+        yield
+    finally:
+        _is_part.reset(token)
 
 
 @contextmanager
@@ -34,7 +49,7 @@ def progress(description: str, total: int, *, completed: int = 0, enabled: bool 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console) as display:
+    with Progress(*columns, console=console, transient=_is_part.get()) as display:
         yield Bar(display, escape(description), total, completed)
 
 
@@ -46,7 +61,7 @@ class Bar:
     ) -> None:
         self.display, self.description, self.quiet = display, description, quiet
         self.total, self.completed = total, completed
-        self._note = ""
+        self._note, self._spoke = "", time.monotonic()
         self.task = display.add_task(description, total=total, completed=completed, note="") if display else None
 
     def advance(self, note: str | None = None, *, steps: int = 1) -> None:
@@ -56,6 +71,9 @@ class Bar:
         if self.display is not None and self.task is not None:
             self.display.update(self.task, advance=steps, note=self._note)
         elif not self.quiet and (self.completed * 10) // self.total > (before * 10) // self.total:
+            if _is_part.get() and time.monotonic() - self._spoke < _SECONDS:
+                return
+            self._spoke = time.monotonic()
             console.print(f"{self.description}: {self.completed}/{self.total}  {self._note}".rstrip(), markup=False)
 
     def note(self, text: str) -> None:

@@ -86,7 +86,7 @@ def workspace(config: ModelOptions, command: str) -> Iterator[Workspace]:
     """
     folder = config.output_dir or Path("outputs") / command
     arguments = {name: value for name, value in as_plain(config).items() if name != "overwrite"}
-    device = _device(config.device)
+    device = device_of(config.device)
     before = _claim(folder, command, arguments, overwrite=config.overwrite)
     resumed = before is not None and not config.overwrite
     work = Workspace(folder, command, config, device, getattr(torch, config.dtype), resumed)
@@ -178,7 +178,12 @@ def _stale(folder: Path, before: dict[str, Any] | None, written: list[str]) -> l
     return [t for t in targets if t.is_file() and t.resolve().is_relative_to(folder.resolve())]
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device that ``--device`` names, by default a GPU where there is one.
+
+    Raises:
+        UsageError: it cannot be used here.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:

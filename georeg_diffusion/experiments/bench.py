@@ -1,0 +1,110 @@
+"""Working an experiment off: from its folder where it is finished, else anew; what it found is written down and shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from georeg_diffusion.errors import UsageError
+from georeg_diffusion.experiments.finding import Finding
+from georeg_diffusion.experiments.lab import Lab
+from georeg_diffusion.files import replacing, write_json
+from georeg_diffusion.progress import console
+
+_MARK = "reproduce.json"
+
+
+def claim(folder: Path) -> None:
+    """Make sure that a folder is new, empty or ours, and mark it.
+
+    Raises:
+        UsageError: a file, or a folder of something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output-dir: {folder} is a file, expected a folder")
+    if (folder / _MARK).is_file():
+        return
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UsageError(f"--output-dir: {folder} is not empty and holds no experiments of ours; choose another folder")
+    write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
+
+
+def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
+    """What an experiment finds, or found the last time with the same recipe and seeds.
+
+    Writes finding.json, tables as Markdown and CSV into the folder of the experiment.
+
+    Args:
+        lab: trains and scores.
+        name: of the experiment and its folder.
+        module: of :mod:`georeg_diffusion.experiments.paper`.
+    """
+    lab = replace(lab, experiment=name)
+    folder, key = lab.folder / name, _key(lab, module)
+    known = _known(folder, key)
+    if known is not None:
+        return known
+    folder.mkdir(parents=True, exist_ok=True)
+    finding: Finding = module.run(lab)
+    for index, table in enumerate(finding.tables, start=1):
+        stem = "table" if len(finding.tables) == 1 else f"table-{index}"
+        for suffix, text in ((".md", table.markdown()), (".csv", table.csv())):
+            with replacing(folder / f"{stem}{suffix}") as scratch:
+                scratch.write_text(text, encoding="utf-8")
+    record = {"experiment": name, "source": module.SOURCE, "key": key, "recipe": asdict(lab.recipe), "seeds": lab.seeds}
+    write_json(folder / "finding.json", _plain({**record, **finding.as_json(folder)}))
+    return finding
+
+
+def show(finding: Finding, folder: Path) -> None:
+    """Tables, claims, notes and files, on the terminal."""
+    for table in finding.tables:
+        console.print(table.rich())
+    if finding.claims:
+        console.print("\nThe paper's claims, here:", style="bold")
+        for one in finding.claims:
+            console.print(one.rich())
+    for note in finding.notes:
+        console.print(note, style="dim", markup=False, highlight=False)
+    for picture in finding.pictures:
+        console.print(f"Picture: {picture}", highlight=False, markup=False)
+    console.print(f"Results are in {folder}\n", highlight=False, markup=False)
+
+
+def _key(lab: Lab, module: ModuleType) -> str:
+    """A hash of all that an experiment follows from, its own source included."""
+    source = Path(str(module.__file__)).read_bytes()
+    measures = {key: str(value) for key, value in lab.measures.items()}
+    parts = [
+        version("georeg"),
+        _plain(asdict(lab.recipe)),
+        lab.seeds,
+        lab.quick,
+        measures,
+        hashlib.sha256(source).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _known(folder: Path, key: str) -> Finding | None:
+    """What the folder holds, if it is of this key and whole."""
+    record_file = folder / "finding.json"
+    if not record_file.is_file():
+        return None
+    try:
+        record = json.loads(record_file.read_text())
+        if record["key"] != key:
+            return None
+        finding = Finding.from_json(record, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged, or of an older version: worked off anew
+    return finding if all(picture.is_file() for picture in finding.pictures) else None

@@ -1,0 +1,162 @@
+"""``georeg-diffusion reproduce`` and what it writes, on a recipe of seconds."""
+
+import csv
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from georeg_diffusion.errors import RunError, UsageError
+from georeg_diffusion.experiments import available, bench, chosen, find, recipe
+from georeg_diffusion.experiments.bench import claim, worked_off
+from georeg_diffusion.experiments.comparison import BASE, replicated
+from georeg_diffusion.experiments.finding import Cell, Claim, Finding, Table
+from tests.georeg_diffusion.conftest import cli
+
+
+@pytest.fixture
+def reproduce(tiny, lab_folder, monkeypatch, capsys):
+    """Run the command on the tiny recipe: exit code, and all that it said, on one line."""
+    monkeypatch.setattr(recipe, "_QUICK", tiny)
+    claim(lab_folder) if not any(lab_folder.iterdir()) else (lab_folder / "reproduce.json").write_text("{}")
+
+    def run(*arguments, out=lab_folder):
+        device = () if "--device" in arguments else ("--device", "cpu")
+        code = cli("reproduce", *arguments, "--quick", "--output-dir", out, *device)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return code, " ".join((said.out + said.err).split())
+
+    return run
+
+
+def test_every_experiment_says_what_it_is():
+    for name in available():
+        module = find(name)
+        assert module.TITLE
+        assert module.SOURCE
+        assert module.DATA in ("digits", "none")
+        assert callable(module.run)
+    assert chosen(["all"]) == available()
+    assert chosen(["TABLE1", "table1"]) == ("table1",)
+
+
+def test_table1_trains_scores_and_prints_the_papers_numbers_beside_ours(reproduce, lab, lab_folder):
+    code, said = reproduce("table1", "--seeds", 2)
+    assert code == 0, said
+    assert "do not compare with digits" in said
+    record = json.loads((lab_folder / "table1" / "finding.json").read_text())
+    (table,) = record["tables"]
+    assert table["columns"][-3] == "paper: CelebA-HQ"
+    ppl = next(row for row in table["rows"] if row[0] == "PPL ↓")
+    base, ours = (replicated(lab, ["ppl"], **changes).values["ppl"] for changes in (BASE, {}))
+    assert ppl[1]["value"] == pytest.approx(sum(base) / 2)
+    assert ppl[3]["value"] == pytest.approx(sum(b - a for a, b in zip(base, ours, strict=True)) / 2)
+    differences = [b - a for a, b in zip(base, ours, strict=True)]
+    assert ppl[3]["stderr"] == pytest.approx(abs(differences[1] - differences[0]) / 2)  # std/√2 of two numbers
+    assert [cell["value"] for cell in ppl[4:]] == [76, 570, 1587, 3809]
+    assert all(cell["published"] for cell in ppl[4:])
+    assert {one["text"].split()[0] for one in record["claims"]} == {"PPL", "mRTL", "MCN", "VoR", "FID"}
+    rows = list(csv.reader((lab_folder / "table1" / "table.csv").open()))
+    assert float(rows[2][1]) == ppl[1]["value"]
+    assert "| PPL ↓ |" in (lab_folder / "table1" / "table.md").read_text()
+
+
+def test_a_finished_experiment_is_shown_again_without_work(reproduce, monkeypatch):
+    reproduce("table1", "--seeds", 2)
+    monkeypatch.setattr("georeg_diffusion.experiments.paper.table1.run", None)
+    code, said = reproduce("table1", "--seeds", 2)
+    assert code == 0, said
+    assert "mRTL falls" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "NAME: got 'table9', expected table1"),
+        ([], "NAME: got nothing"),
+        (["table1", "--seeds", 0], "--seeds: got 0, expected at least 1"),
+        (["table1", "--dataset", "imagenet"], "imagenet"),
+        (["table1", "--data-dir", "."], "--data-dir: got . with the digits"),
+        (["table1", "--dataset", "cifar10", "--data-dir", "nowhere"], "--data-dir: nowhere is not a folder"),
+        (["table1", "--lambda-iso", "-1"], "--lambda-iso: got -1"),
+        (["table1", "--device", "abacus"], "--device: got 'abacus'"),
+    ],
+)
+def test_a_users_mistake_gets_one_line_and_touches_nothing(reproduce, tmp_path, arguments, message):
+    code, said = reproduce(*arguments, out=tmp_path / "out")
+    assert code == 2
+    assert message in said.replace("│ ", "").replace(" │", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_something_else_are_refused(reproduce, tmp_path):
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    code, said = reproduce("table1", out=tmp_path)
+    assert code == 2
+    assert "holds no experiments of ours" in said
+    code, said = reproduce("table1", out=tmp_path / "thesis.txt")
+    assert code == 2
+    assert "is a file" in said
+
+
+def test_an_experiment_that_fails_does_not_keep_the_others_from_running(reproduce, monkeypatch, lab_folder):
+    def fails(lab):
+        raise RunError("the moon is in the way")
+
+    from georeg_diffusion.experiments.paper import table1
+
+    modules = {"one": SimpleNamespace(TITLE="One", run=fails), "table1": table1}
+    monkeypatch.setattr("georeg_diffusion.experiments.chosen", lambda names: tuple(modules))
+    monkeypatch.setattr("georeg_diffusion.experiments.find", modules.__getitem__)
+    monkeypatch.setattr(bench, "_key", lambda lab, module: "key")
+    code, said = reproduce("one", "table1", "--seeds", 2)
+    assert code == 1
+    assert "one: the moon is in the way" in said
+    assert "mRTL falls" in said
+
+
+def experiment(tmp_path, text="found"):
+    """A module in a file, with a count of how often it ran."""
+    file = tmp_path / "experiment.py"
+    file.write_text(text)
+    calls = []
+
+    def run(lab):
+        calls.append(1)
+        picture = lab.path("one.png")
+        picture.write_bytes(b"png")
+        table = Table("t", ("a", "b"), (("x", Cell(1.0, 0.25)), ("y", Cell(None))), "c")
+        return Finding((table,), (picture,), (Claim("it holds", None, "e"),), ("n",))
+
+    return SimpleNamespace(TITLE="T", SOURCE="S", run=run, __file__=str(file)), calls
+
+
+def test_what_was_found_is_read_back_unless_anything_it_follows_from_changed(lab, tmp_path):
+    lab = replace(lab, folder=tmp_path)
+    module, calls = experiment(tmp_path)
+    first = worked_off(lab, "one", module)
+    assert worked_off(lab, "one", module) == first
+    assert len(calls) == 1
+    worked_off(replace(lab, seeds=(0, 1, 2)), "one", module)
+    worked_off(replace(lab, recipe=replace(lab.recipe, lambda_iso=0.5)), "one", module)
+    worked_off(replace(lab, measures={"features": "inception"}), "one", module)
+    (tmp_path / "experiment.py").write_text("another source")
+    worked_off(lab, "one", module)
+    assert len(calls) == 5
+    first.pictures[0].unlink()
+    worked_off(lab, "one", module)
+    assert len(calls) == 6
+    (tmp_path / "one" / "finding.json").write_text('{"key": ')
+    worked_off(lab, "one", module)
+    assert len(calls) == 7
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    claim(tmp_path / "new")
+    claim(tmp_path / "new")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UsageError, match="holds no experiments of ours"):
+        claim(tmp_path / "other")
