@@ -17,6 +17,7 @@ from georeg.moments import Scope
 from georeg.random import Generator
 from georeg_diffusion.backbones import predict
 from georeg_diffusion.batch import generators_of, out_of_inference_mode, random_noise, random_timesteps, rows_of
+from georeg_diffusion.functionals import make_regularizer
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.latent_metrics import isodiff_point, latent_manifold
 from georeg_diffusion.schedule import (
@@ -85,6 +86,9 @@ class IsometricDiffusionLoss(nn.Module):
             :func:`georeg.accumulate` with ``objective.regularizer`` pools over micro-batches (of one size) too.
         momentum: decay of the running means that make small bins usable; None for none.
         metric: see :mod:`georeg_diffusion.latent_metrics`.
+        regularizer: which loss takes the place of Eq. 6, see :func:`georeg_diffusion.functionals.names`: ``"conformal"``
+            lets the scale vary over x, ``"strict"`` fixes it at 1, ``"path-length"`` is StyleGAN2's. Beside the isometry
+            and the conformal loss they have the size of J in them, and so want a λ of their own.
         codomain: manifold of h, default Euclidean.
         estimator: default one fixed-norm Hutchinson probe on the smaller side.
         at: name of the h-space module, see :class:`HSpace`.
@@ -97,7 +101,7 @@ class IsometricDiffusionLoss(nn.Module):
             vectorised product.
 
     Raises:
-        ValueError: a negative number of bins; an unknown metric, scope, weighting or h-space module.
+        ValueError: a negative number of bins; an unknown metric, regularizer, scope, weighting or h-space module.
 
     Example:
         >>> import torch
@@ -127,6 +131,7 @@ class IsometricDiffusionLoss(nn.Module):
         scope: Scope = "batch",
         momentum: float | None = 0.9,
         metric: str = "sphere",
+        regularizer: str = "isometry",
         codomain: georeg.Manifold | None = None,
         estimator: georeg.Estimator | None = None,
         at: str | None = None,
@@ -146,7 +151,8 @@ class IsometricDiffusionLoss(nn.Module):
         self.metric = metric
         self.timestep_bins = timestep_bins
         self.h_space = HSpace(network, at)
-        self.regularizer = georeg.IsometryLoss(
+        self.regularizer = make_regularizer(
+            regularizer,
             domain=latent_manifold(metric),
             codomain=codomain,
             estimator=estimator,

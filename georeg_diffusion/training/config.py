@@ -163,7 +163,15 @@ class TrainConfig:
         panel=_ISOMETRY,
         choices=("sphere", "stereographic", "stereographic-flat", "ambient", "isodiff"),
     )
-    normalize: bool = option(True, "Multiply the ratio by d, so that 1 is perfect.", panel=_ISOMETRY)
+    regularizer: str = option(
+        "isometry",
+        "The loss: isometry (Eq. 6), conformal, strict (scale 1), path-length (StyleGAN2's), contractive, flat, or a "
+        "plug-in's. All but the first two want a λ of their own.",
+        panel=_ISOMETRY,
+    )
+    normalize: bool = option(
+        True, "Multiply the ratio of isometry and conformal by d, so that 1 is perfect.", panel=_ISOMETRY
+    )
     num_probes: int | None = option(
         None, "Random probes per sample. Default: the estimator's own, 1 for hutchinson.", panel=_ISOMETRY, minimum=1
     )

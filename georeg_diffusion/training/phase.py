@@ -23,6 +23,7 @@ from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.conditions import Conditions
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, batches, draw_generators
 from georeg_diffusion.errors import Interrupted, UsageError
+from georeg_diffusion.functionals import make_regularizer
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
 from georeg_diffusion.progress import progress
@@ -74,12 +75,26 @@ def make_objective(bundle: Bundle, config: TrainConfig, lambda_iso: float) -> Is
         scope="global" if config.scope == "global" else "batch",
         momentum=config.momentum or None,
         metric=config.metric,
+        regularizer=config.regularizer,
         estimator=make_estimator(config),
         at=config.h_module,
         loss_weighting=config.loss_weighting,
         recompute=config.recompute,
         chunk_size=config.chunk_size,
     )
+
+
+def check_regularizer(config: TrainConfig) -> None:
+    """Make sure that there is such a loss, and that it takes the estimator.
+
+    Raises:
+        UsageError: an unknown name, or an estimator that the loss cannot use.
+    """
+    estimator = make_estimator(config)
+    try:
+        make_regularizer(config.regularizer, normalize=config.normalize, estimator=estimator)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
 
 
 def make_estimator(config: TrainConfig) -> georeg.Estimator:

@@ -35,7 +35,7 @@ from georeg_diffusion.training.data import check_listing
 from georeg_diffusion.training.determinism import deterministic
 from georeg_diffusion.training.dry_run import cost_of, report
 from georeg_diffusion.training.log import read_log
-from georeg_diffusion.training.phase import Phase, make_estimator, train_phase
+from georeg_diffusion.training.phase import Phase, check_regularizer, train_phase
 from georeg_diffusion.training.selection import Validation
 from georeg_diffusion.training.sharding import own_sharding, wants_shards
 from georeg_diffusion.training.start import cache_of, is_model, network_inputs, pixel_images, starting_model
@@ -104,7 +104,7 @@ def run(config: TrainConfig, images: Any = None, *, quiet: bool = False) -> None
     _check_tracker(config)
     if config.pool_micro_batches and config.scope != "global":
         raise UsageError(f"--pool-micro-batches: got it with --scope {config.scope}, expected --scope global")
-    make_estimator(config)  # a name that is not known is refused before anything is written
+    check_regularizer(config)  # a name that is not known is refused before anything is written
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     images = pixel_images(config, images)
