@@ -45,6 +45,7 @@ def _text(folder: Path, name: str, config: TrainConfig, record: dict[str, Any], 
     weight = config.lambda_iso if name == "isometric" else 0.0
     kind = "normalised (1 is perfect)" if config.normalize else "bare ratio of Eq. 6"
     kind = kind if config.regularizer == "isometry" else f"the {config.regularizer} loss in place of Eq. 6"
+    kind += "" if config.lambda_iso_schedule == "constant" else f", {config.lambda_iso_schedule}"
     start = f", continued from `{config.pretrained_model_name_or_path}`" if config.pretrained_model_name_or_path else ""
     lines = [
         f"# {config.output_dir.resolve().name}: {name}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from georeg_diffusion.options import option
+from georeg_diffusion.training.lambda_schedule import SCHEDULES
 
 _DATA, _MODEL, _STEPS = "Data", "Model", "Length and optimiser"
 _ISOMETRY, _OUTPUT, _MACHINE = "Isometry", "Output, checkpoints and resume", "Machine"
@@ -149,6 +150,12 @@ class TrainConfig:
 
     lambda_iso: float = option(
         1e-2, "λ, the weight of the normalised isometry loss (perfect: 1).", panel=_ISOMETRY, minimum=0
+    )
+    lambda_iso_schedule: str = option(
+        "constant",
+        "Course of λ over the steps: warmup over the first fifth, a decay to 0 at the end, early for the first half alone.",
+        panel=_ISOMETRY,
+        choices=SCHEDULES,
     )
     isometry_skip: float = option(
         0.5,

@@ -21,6 +21,7 @@ from georeg_diffusion.data.images import Images
 from georeg_diffusion.objective import IsometricDiffusionLoss
 from georeg_diffusion.schedule import network_timesteps
 from georeg_diffusion.training.config import TrainConfig
+from georeg_diffusion.training.lambda_schedule import lambda_factor, share_of_steps
 from georeg_diffusion.training.phase import Phase, make_objective
 from georeg_diffusion.training.start import starting_model
 
@@ -88,9 +89,10 @@ def cost_of(config: TrainConfig, images: Images, *, device: torch.device | str =
     bundle.network.to(device).train()
     objective = make_objective(bundle, config, config.lambda_iso)
     total = objective.num_train_timesteps
-    steps = network_timesteps(bundle.scheduler, torch.arange(total))
-    is_open = objective.gate.open(steps, total) & (config.lambda_iso > 0)
-    share = float(is_open.double().mean()) * (1 - dropout) / config.isometry_every
+    draws = network_timesteps(bundle.scheduler, torch.arange(total))
+    is_open = objective.gate.open(draws, total) & (config.lambda_iso > 0)
+    at_once = float(is_open.double().mean()) * (1 - dropout)
+    share = at_once * share_of_steps(config.lambda_iso_schedule) / config.isometry_every
     shape, batch = (inputs.channels, inputs.resolution, inputs.resolution), config.train_batch_size
     parameters = list(bundle.network.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -98,14 +100,13 @@ def cost_of(config: TrainConfig, images: Images, *, device: torch.device | str =
     def made(rows: int, gated: int, place: torch.device) -> Step:
         """A step on blank images, by the objective of that place."""
         x0 = torch.zeros(rows, *shape, device=place)
-        t = torch.cat([steps[-1:].expand(gated), steps[:1].expand(rows - gated)])
+        t = torch.cat([draws[-1:].expand(gated), draws[:1].expand(rows - gated)])
         some = {name: value.to(place).expand(rows, *value.shape[1:]) for name, value in conditioning.items()}
         cast = nullcontext if place.type == "meta" else _autocast(config, place)
         return lambda: _loss(objective, x0, t, float(gated > 0), some, cast)
 
     timed, plain, gated = _timed(lambda rows, open_: made(rows, open_, device), batch, share > 0, device)
     without, paying = (peak_bytes_of(made(timed, rows, device)) for rows in (0, timed if share else 0))
-    at_once = min(share * config.isometry_every, 1.0)
     most = min(batch, math.ceil(batch * at_once + 2 * (batch * at_once * (1 - at_once)) ** 0.5))
     gradients = _bytes(trained)
     plain_bytes = max(without * batch / timed, gradients)
@@ -254,8 +255,17 @@ def report(cost: StepCost, config: TrainConfig, images: Images, phases: Sequence
         ),
         ("in all", f"{_time(seconds)} on one process, without loading, scores and pictures"),
     ]
+    if config.lambda_iso_schedule != "constant" and cost.share:
+        lines.insert(3, ("λ", _course(config, phases[-1].steps)))
     verdict = f"isometry costs ×{cost.times:.2g} here" if cost.share else "the isometry loss is off: λ = 0, or p leaves no t"
     return [*lines, ("", verdict)]
+
+
+def _course(config: TrainConfig, steps: int) -> str:
+    """λ at the first, the middle and the last step of the phase with isometry."""
+    at = (0, steps // 2, steps - 1)
+    first, middle, last = (config.lambda_iso * lambda_factor(config.lambda_iso_schedule, step, steps) for step in at)
+    return f"{config.lambda_iso_schedule}: {first:.3g} at the first step, {middle:.3g} in the middle, {last:.3g} at the last"
 
 
 def _short(number: float) -> str:

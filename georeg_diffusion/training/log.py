@@ -40,9 +40,26 @@ class Log:
             file.touch()
 
     def write(
-        self, step: int, out: ObjectiveOutput, norm: Tensor | None, lr: float, ratio: float | None, skipped: int
+        self,
+        step: int,
+        out: ObjectiveOutput,
+        norm: Tensor | None,
+        lr: float,
+        ratio: float | None,
+        skipped: int,
+        weight: tuple[float, float],
     ) -> dict[str, Any]:
-        """Log one step's last micro-batch, over all processes, which all call."""
+        """Log one step's last micro-batch, over all processes, which all call.
+
+        Args:
+            step: its number, from 1.
+            out: what the objective gave.
+            norm: of the gradient.
+            lr: the step size.
+            ratio: of the two terms' gradients.
+            skipped: how many steps were not taken.
+            weight: λ, and what its schedule multiplies it by at this step.
+        """
         losses = torch.stack([out.loss, out.denoising, out.isometry, out.functional]).detach()
         *means, gated = self.accelerator.reduce(torch.cat([losses, losses.new_full((1,), out.gated)]), "mean").tolist()
         names = ("loss", "denoising", "isometry", "functional")
@@ -51,12 +68,13 @@ class Log:
             **dict(zip(names, means, strict=True)),
             "gated": round(gated * self.accelerator.num_processes),
             "learning_rate": lr,
+            "lambda_iso": weight[0] * weight[1],
             "gradient_norm": None if norm is None else float(norm),
             "gradient_ratio": ratio,
             "skipped": skipped,
         }
         if ratio is not None:
-            self._watch(ratio)
+            self._watch(ratio / weight[1])  # a schedule may lower λ as far as it likes
         if self.accelerator.is_main_process:
             if self.file.is_file() and self.file.stat().st_size >= _MAX_BYTES:
                 os.replace(self.file, _part(self.file, len(_parts(self.file))))

@@ -33,6 +33,7 @@ from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import num_workers
 from georeg_diffusion.training.guard import Guard
 from georeg_diffusion.training.interrupt import in_worker, stopping
+from georeg_diffusion.training.lambda_schedule import lambda_factor
 from georeg_diffusion.training.log import Log
 from georeg_diffusion.training.selection import Selection, Validation
 
@@ -203,7 +204,8 @@ def train_phase(
     source = batches(loader)
     with stopping() as stop, bar_of as bar, closing(source):
         for micro_batches in _by_step(source, accumulate):
-            scale = float(config.isometry_every) if step % config.isometry_every == 0 else 0.0
+            factor = lambda_factor(config.lambda_iso_schedule, step, phase.steps)
+            scale = factor * config.isometry_every if step % config.isometry_every == 0 else 0.0
             calls = [partial(losses_of, batch, scale) for batch in micro_batches]
             is_pooled = config.pool_micro_batches and accumulate > 1 and scale != 0 and phase.lambda_iso != 0
             results = georeg.accumulate(objective.regularizer, calls) if is_pooled else (call() for call in calls)
@@ -232,7 +234,8 @@ def train_phase(
             if average is not None:
                 average.step(parameters)
             if is_logged or step == phase.steps:
-                entry = log.write(step, out_, norm, schedule.get_last_lr()[0], ratio, guard.skipped)
+                rate, weight = schedule.get_last_lr()[0], (phase.lambda_iso, factor)
+                entry = log.write(step, out_, norm, rate, ratio, guard.skipped, weight)
                 isometry = f"  isometry {entry['functional']:.2f}" if out_.moments is not None else ""
                 bar.note(f"denoising {entry['denoising']:.4f}{isometry}")
             if selection is not None and selection.is_due(step, phase.steps):

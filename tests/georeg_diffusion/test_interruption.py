@@ -331,7 +331,7 @@ def test_logs_rotate_and_are_cut_back_across_their_files(tmp_path, monkeypatch):
     file = tmp_path / "logs" / "isometric.jsonl"
     first = Log(accelerator(), file, "isometric", 0)
     for step in range(1, 21):
-        first.write(step, output(), None, 1e-4, None, 0)
+        first.write(step, output(), None, 1e-4, None, 0, (1e-2, 1.0))
     assert len(list(file.parent.iterdir())) > 3
     assert all(part.stat().st_size < 1000 for part in file.parent.iterdir())
     assert [entry["step"] for entry in read_log(file)] == list(range(1, 21))
@@ -340,7 +340,7 @@ def test_logs_rotate_and_are_cut_back_across_their_files(tmp_path, monkeypatch):
     again = Log(accelerator(), file, "isometric", 7)
     assert [entry["step"] for entry in read_log(file)] == list(range(1, 8))
     for step in range(8, 21):
-        again.write(step, output(), None, 1e-4, None, 0)
+        again.write(step, output(), None, 1e-4, None, 0, (1e-2, 1.0))
     assert [entry["step"] for entry in read_log(file)] == list(range(1, 21))
 
 
