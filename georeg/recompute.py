@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from georeg.kernels.mode import in_functorch
+from georeg.kernels.mode import frugal, in_functorch
 from georeg.linearize import Linearization, Map, linearize
 from georeg.linearize.base import outside_inference_mode
 from georeg.linearize.reverse import ReverseLinearization
@@ -91,7 +91,7 @@ class Pairs(Generic[M]):
         leaves: dict[int, Tensor] = {}
         for rows in self.rows():
             self.starts.append(random_state())
-            with torch.no_grad():
+            with torch.no_grad(), frugal():
                 lin = linearize(self.f(rows), self.x[rows])
                 found.append(_over_probes(list(self.measured(lin, rows))))
             leaves |= {id(leaf): leaf for leaf in _leaves(lin.value) if leaf is not lin.x}
@@ -106,7 +106,7 @@ class Pairs(Generic[M]):
         with outside_inference_mode(), torch.enable_grad(), self.autocast():
             for rows, state in zip(self.rows(), self.starts, strict=True):
                 point = self.x[rows].detach().requires_grad_()
-                with replayed(state):
+                with replayed(state), frugal():
                     lin = linearize(self.f(rows), point)
                 at_point = torch.zeros_like(point)
                 for moments, share in self.measured(lin, rows):

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from georeg.kernels.attention import attention
 from georeg.kernels.convolution import convolution
 from georeg.kernels.group_norm import group_norm, group_norm_silu
+from georeg.kernels.linear import linear
 from georeg.kernels.mode import in_functorch
 
 
@@ -38,6 +39,7 @@ class _Fused(TorchFunctionMode):
             nn.functional.conv1d: convolution,
             nn.functional.conv2d: convolution,
             nn.functional.conv3d: convolution,
+            nn.functional.linear: linear,
             nn.functional.group_norm: self._group_norm,
             nn.functional.silu: self._silu,
             nn.functional.scaled_dot_product_attention: attention,
@@ -79,7 +81,8 @@ def _can_replace(values: tuple[Any, ...]) -> bool:
 
 
 def fused() -> AbstractContextManager[Any]:
-    """Within it, convolutions, group norms (with a SiLU behind them) and attention are this package's operators.
+    """Within it, convolutions, large linear layers, group norms (with a SiLU behind them) and attention are this
+    package's operators.
 
     Their derivatives compute and keep no more than is asked for. Values, dtypes (under autocast too) and derivatives of
     every order are torch's own, to rounding. What runs without gradients, on subclasses of ``Tensor`` or inside

@@ -14,6 +14,7 @@ from torch import Tensor
 _products = 0
 _cotangents = 0
 _zeros = 0
+_frugal = 0
 
 
 @contextmanager
@@ -38,6 +39,22 @@ def products_only(*, cotangents: bool = False, zeros: bool = False) -> Iterator[
         _products -= 1
         _cotangents -= cotangents
         _zeros -= zeros
+
+
+@contextmanager
+def frugal() -> Iterator[None]:
+    """Within it, forward passes keep nothing that a backward pass could compute again."""
+    global _frugal
+    _frugal += 1
+    try:
+        yield
+    finally:
+        _frugal -= 1
+
+
+def is_frugal() -> bool:
+    """Whether memory goes before work."""
+    return _frugal > 0
 
 
 def skips(parameter: Tensor | None) -> bool:

@@ -30,10 +30,12 @@ class Operator(ABC):
 
     Its arguments are ``points`` tensors with a batch axis in front, each sample alone, and then ``parameters`` more,
     which may be None. ``stats`` are what ``forward`` keeps for the rules beside its arguments, with the same batch axis.
+    Of an operator that ``is_large`` the points are never repeated for several directions, which go one by one instead.
     """
 
     points: ClassVar[int]
     parameters: ClassVar[int]
+    is_large: ClassVar[bool] = False
 
     @abstractmethod
     def plain(self, *primals: Any) -> Tensor:
@@ -226,6 +228,9 @@ class _Pullback(Function):
 
             return torch.func.vmap(pull, in_dims=(in_dims[1], *dims))(c, *primals), (0,) * points
         size = info.batch_size
+        if operator.is_large and all(dim is None for dim in in_dims[2:]):
+            each = [_Pullback.apply(operator, one, *rest) for one in c.unbind(in_dims[1])]
+            return tuple(torch.stack(g) for g in zip(*each, strict=True)), (0,) * points
         (cotangent,) = _folded(size, [c], [in_dims[1]])
         folded = _folded(size, primals[:points], dims[:points])
         kept = _folded(size, stats, in_dims[2 + len(primals) :])
@@ -299,6 +304,15 @@ class _Pushforward(Function):
             directions = [torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=False)]
             where = [a if t is None else d for t, d, a in zip(tangents, dims, at, strict=False)]
             return torch.func.vmap(push, in_dims=(*where, *at))(*directions, *primals), 0
+        if operator.is_large and all(dim is None for dim in dims[points:]):
+            along = [t if d is None else t.movedim(d, 0) for t, d in zip(tangents, dims, strict=False)]
+            each = [
+                _Pushforward.apply(
+                    operator, *(t if d is None else t[i] for t, d in zip(along, dims, strict=False)), *rest[points:]
+                )
+                for i in range(size)
+            ]
+            return torch.stack(each), 0
         directions = _folded(size, tangents, dims[:points])
         folded = _folded(size, primals[:points], at[:points])
         kept = _folded(size, stats, dims[points + len(primals) :])

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import georeg
-from benchmarks import networks
-from benchmarks.step_cost import cost_table, published_loss, steps_of
+from benchmarks.step_cost import cost_table
 from georeg_diffusion import HSpace, IsometricDiffusionLoss
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.cost import PeakBytes, peak_bytes_of, work_of
+from georeg_diffusion.experiments import networks
+from georeg_diffusion.experiments.steps import published_loss, steps_of
 from tests.georeg_diffusion.conftest import small_unet
 
 
@@ -23,9 +24,12 @@ def work_over_plain(name, gated):
     return work_of(lambda: objective(x0, steps).loss) / work_of(plain)
 
 
-@pytest.mark.parametrize(("name", "gated", "limit"), [("ddpm256", 2, 1.56), ("ddpm256", 1, 1.30), ("ldm_celebahq", 2, 1.69)])
+@pytest.mark.parametrize(("name", "gated", "limit"), [("ddpm256", 2, 1.56), ("ddpm256", 1, 1.30), ("ldm_celebahq", 2, 1.60)])
 def test_work_over_a_plain_step(name, gated, limit):
-    """Six encoder passes more are the floor of one probe: 1.543 for DDPM-256. At p = 0.5 half of the samples are gated."""
+    """Six encoder passes more are the floor of one probe: 1.543 for DDPM-256, 1.553 for LDM-CelebA-HQ.
+
+    At p = 0.5 half of the samples are gated.
+    """
     ratio = work_over_plain(name, gated)
     assert 1 < ratio <= limit
 
@@ -35,6 +39,12 @@ def test_peak_over_a_plain_step():
     assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
     assert table["published"]["peak_bytes"] >= 2 * table["ours"]["peak_bytes"]
     assert table["published"]["work"] >= 2 * table["ours"]["work"]
+
+
+@pytest.mark.slow
+def test_the_peak_with_attention_matrices_that_are_kept():
+    table = cost_table("ldm_celebahq", batch=1, repeats=0, is_meta=True, num_probes=1, only=["plain", "ours"])
+    assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
 
 
 def test_the_peak_is_that_of_the_storages_alive():

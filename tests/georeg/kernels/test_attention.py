@@ -6,13 +6,22 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import georeg
+from georeg.kernels import attention as module
 from georeg.kernels.attention import attention
-from georeg.kernels.mode import products_only
+from georeg.kernels.mode import frugal, products_only
 
 from .cases import flops, kept_bytes, third
 
 OPTIONS = {"plain": {}, "causal": {"is_causal": True}, "scaled": {"scale": 0.3}}
+KEPT, RECOMPUTED = 2, 10**6  # the least width of heads whose matrices are kept
 BLOCKS = {"one": None, "rows": 64, "a row": 1, "heads": 400}
+
+
+@pytest.fixture(params=[KEPT, RECOMPUTED], ids=["kept", "recomputed"], autouse=True)
+def width(request, monkeypatch):
+    monkeypatch.setattr(module, "WIDTH", request.param)
+    return request.param
 
 
 def by_torch(*arguments, **options):
@@ -174,26 +183,88 @@ def test_what_is_refused():
         attention(q, k, v, block_bytes=0)
 
 
-def test_it_never_keeps_a_matrix():
-    x = torch.randn(1, 2, 64, 12, requires_grad=True)
+def linear_graph(op, x, probes=None):
+    """y, g = Jᵀu and q = J g, with their graphs; several u at once with ``probes``."""
+    y = op(x)
+    u = torch.ones_like(y if probes is None else y.expand(probes, *y.shape)).requires_grad_()
 
-    def graph(op):
-        y = of_one(op)(x)
-        u = torch.ones_like(y).requires_grad_()
-        with products_only():
-            (g,) = torch.autograd.grad(y, x, u, create_graph=True)
-        with products_only(cotangents=True):
-            (q,) = torch.autograd.grad(g, u, g, create_graph=True)
-        return y, g, q
+    def product(of, by, along):
+        return torch.autograd.grad(of, by, along, create_graph=True)[0]
 
-    matrix = 2 * 64 * 64 * 4
-    assert kept_bytes(lambda: graph(attention)) < matrix
-    assert kept_bytes(lambda: graph(by_torch)) > 4 * matrix
+    with products_only():
+        g = product(y, x, u) if probes is None else torch.func.vmap(lambda one: product(y, x, one))(u)
+    with products_only(cotangents=True):
+        return y, g, product(g, u, g)
 
 
-def test_the_work_is_counted():
-    q, k, v = (torch.randn(2, 4, 16, 8, requires_grad=True) for _ in range(3))
-    product = 2 * 8 * 16 * 16 * 8  # one matrix product: multiply and add
-    assert flops(lambda: attention(q, k, v)) == 2 * product
-    y = attention(q, k, v)
-    assert flops(lambda: y.sum().backward()) == 5 * product  # the scores once more, and four gradients
+def kept_matrices(op, *, length=64, width=4, probes=None):
+    x = torch.randn(1, 2, length, 3 * width, requires_grad=True)
+    return kept_bytes(lambda: linear_graph(of_one(op), x, probes)) / (2 * length**2 * 4)
+
+
+def test_matrices_are_kept_for_wide_heads_alone(monkeypatch):
+    monkeypatch.undo()
+    assert kept_matrices(attention, width=31) < 3 * 31 * 8 / 64
+    assert 3 < kept_matrices(attention, length=128, width=32) < 3 + 6  # S, its tangent and its cotangent
+    assert kept_matrices(attention, length=33 * 32, width=32) < 1  # at most 32 times the size of q
+    assert kept_matrices(by_torch) > 4
+
+
+def test_matrices_are_not_kept_in_vain(monkeypatch):
+    monkeypatch.setattr(module, "WIDTH", KEPT)
+    assert kept_matrices(attention, length=48, width=24) > 6
+    monkeypatch.setattr(module, "Scores", None)
+    with frugal():
+        assert kept_matrices(attention, length=48, width=24) < 4
+    with torch.no_grad():
+        of_one(attention)(torch.randn(1, 1, 5, 9, requires_grad=True))
+
+
+def test_several_probes_share_the_scores(monkeypatch):
+    """Each keeps a tangent and a cotangent of its own, and no scores."""
+    monkeypatch.setattr(module, "WIDTH", KEPT)
+    kept = [kept_matrices(attention, length=96, width=48, probes=n) for n in (1, 4)]
+    monkeypatch.setattr(module, "WIDTH", RECOMPUTED)
+    recomputed = [kept_matrices(attention, length=96, width=48, probes=n) for n in (1, 4)]
+    assert 2.9 < kept[0] - recomputed[0] < 3.1
+    assert kept[1] - recomputed[1] < 9.1
+
+
+def test_a_recomputed_loss_keeps_no_matrix(width, monkeypatch):
+    def f(x):
+        return torch.nn.functional.scaled_dot_product_attention(*x.chunk(3, dim=-1))
+
+    x = torch.randn(2, 5, 9, dtype=torch.float64, requires_grad=True)
+    options = {"estimator": georeg.Hutchinson(2)}
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            monkeypatch.setattr(module, "Scores", None)
+        loss = georeg.IsometryLoss(**options, recompute=recompute)(f, x, generator=torch.Generator().manual_seed(0)).loss
+        found.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    torch.testing.assert_close(*found)
+
+
+def test_the_work_is_counted(width):
+    """In matrix products of an isometry step, by its passes."""
+    x = torch.randn(2, 4, 16, 24, requires_grad=True)
+    product = 2 * 8 * 16 * 16 * 8  # multiply and add
+    is_kept = width == KEPT
+    state = {}
+
+    def taken(name, run):
+        def keep():
+            state[name] = run()
+
+        return flops(keep) / product
+
+    op = of_one(attention)
+    assert taken("y", lambda: op(x)) == 2
+    u = torch.ones_like(state["y"]).requires_grad_()
+    with products_only():
+        assert taken("g", lambda: torch.autograd.grad(state["y"], x, u, create_graph=True)[0]) == (4 if is_kept else 5)
+    with products_only(cotangents=True):
+        pushed = taken("q", lambda: torch.autograd.grad(state["g"], u, state["g"], create_graph=True)[0])
+    assert pushed == (4 if is_kept else 5)
+    total = sum(t.square().sum() for t in state.values())
+    assert taken("loss", lambda: total.backward()) == (21 if is_kept else 30)
