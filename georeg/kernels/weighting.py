@@ -54,7 +54,8 @@ class Scores(Operator):
         return torch.bmm(c, k).mul_(self.scale), transposed(c, q).mul_(self.scale)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
-        return scores_tangent(*primals, *filled(tangents, primals), self.scale)
+        (q, k), (tq, tk) = primals, filled(tangents, primals)
+        return scores_tangent(q, k, tq, tk, self.scale)
 
     def second(
         self,
@@ -105,12 +106,12 @@ class Weighting(Operator):
         self, scores: Tensor, log_sums: Tensor, count: int
     ) -> Iterator[tuple[slice, slice, Tensor, Sequence[Tensor]]]:
         """Heads, rows, P and ``count`` matrices more."""
-        for n, i, (p, *work) in blocks(self.block_bytes, scores, *scores.shape[1:], count + 1):
+        for n, i, (p, *work) in blocks(self.block_bytes, scores, scores.shape[1], scores.shape[2], count + 1):
             yield n, i, self._masked(torch.sub(scores[n, i], log_sums[n, i], out=p), i).exp_(), work
 
     def forward(self, scores: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, log_sums = v.new_empty(*scores.shape[:2], v.shape[2]), v.new_empty(*scores.shape[:2], 1)
-        for n, i, (p,) in blocks(self.block_bytes, scores, *scores.shape[1:], 1):
+        for n, i, (p,) in blocks(self.block_bytes, scores, scores.shape[1], scores.shape[2], 1):
             y[n, i], log_sums[n, i] = weighted_(self._masked(p.copy_(scores[n, i]), i), v[n])
         return y, (log_sums,)
 
