@@ -115,7 +115,7 @@ def resume(accelerator: Any, folder: Path, module: nn.Module, *, extras: Mapping
             module.load_state_dict(like(load_file(newest / _WEIGHTS), module.state_dict()))
             accelerator.load_state(str(newest))
             for name, part in (extras or {}).items():
-                state = torch.load(newest / f"{name}.pt", map_location=accelerator.device, weights_only=True)
+                state = torch.load(newest / f"{name}.pt", map_location="cpu", weights_only=True)
                 part.load_state_dict(like(state, part.state_dict()))
         except _READ_ERRORS as error:
             raise RunError(

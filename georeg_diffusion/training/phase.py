@@ -211,7 +211,8 @@ def train_phase(
             results = georeg.accumulate(objective.regularizer, calls) if is_pooled else (call() for call in calls)
             for _ in calls:
                 with accelerator.accumulate(prepared):
-                    sharding.synchronise(prepared, accelerator.sync_gradients)
+                    if isinstance(prepared, sharding.Shards):
+                        prepared.synchronise(accelerator.sync_gradients)
                     out_ = next(results)
                     is_logged = accelerator.sync_gradients and (step + 1) % config.logging_steps == 0
                     ratio = (

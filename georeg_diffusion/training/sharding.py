@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -19,23 +18,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import register_pytree_node, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from georeg_diffusion.errors import RunError
 from georeg_diffusion.objective import ObjectiveOutput
 
 _SWITCH, _META_LOADING = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
-
-
-def _parts(out: ObjectiveOutput) -> tuple[list[Any], Any]:
-    """What torch finds in the objective's output, by hooks on which it learns that the backward pass begins.
-
-    It may find the loss alone: its two terms are differentiated for the log, on some processes and not on others.
-    """
-    return [out.loss], out
-
-
-register_pytree_node(ObjectiveOutput, _parts, lambda parts, out: replace(out, loss=next(iter(parts))))
 
 
 def wants_shards(mixed_precision: str = "no") -> bool:
@@ -46,8 +34,6 @@ def wants_shards(mixed_precision: str = "no") -> bool:
     """
     if os.environ.get(_SWITCH, "false").lower() != "true":
         return False
-    from accelerate import FullyShardedDataParallelPlugin
-
     # Set, transformers would leave text encoders empty on all processes but the first.
     os.environ[_META_LOADING] = "false"
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
@@ -55,13 +41,12 @@ def wants_shards(mixed_precision: str = "no") -> bool:
             f"accelerate: got FSDP version {version}, expected 2 (fsdp_version: 2 in its configuration, or FSDP_VERSION=2): "
             "the first one keeps no parameters that can be differentiated twice"
         )
-    plugin = FullyShardedDataParallelPlugin()
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise RunError(
             "accelerate: got fsdp_offload_params, expected none: shards stay on their device; leave it out, and save memory "
             "with --gradient-checkpointing, --recompute or --lora"
         )
-    if plugin.activation_checkpointing:
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
         raise RunError("accelerate: got fsdp_activation_checkpointing, expected none; pass --gradient-checkpointing instead")
     if mixed_precision == "fp16":
         raise RunError(
@@ -88,30 +73,61 @@ def distributed(accelerator: Any, objective: nn.Module) -> Any:
     """
     if accelerator.num_processes == 1 or not wants_shards():
         return accelerator.prepare(objective)
-    from torch.distributed.fsdp import fully_shard
+    return Shards(accelerator, objective.to(accelerator.device))
 
-    def broadcast(module: nn.Module, _: Any) -> None:
-        for buffer in module.buffers():  # as DDP does
+
+class Shards(nn.Module):
+    """An objective whose parameters lie in shards outside of its steps.
+
+    Args:
+        accelerator: of the run.
+        objective: on its device.
+    """
+
+    def __init__(self, accelerator: Any, objective: nn.Module) -> None:
+        super().__init__()
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        self.autocast = accelerator.autocast
+        self.unit: Any = fully_shard(_Unit(objective), mesh=mesh)
+
+    def forward(self, *args: Any, **kwargs: Any) -> ObjectiveOutput:
+        """What the objective gives; as under DDP, with the buffers of the first process."""
+        for buffer in self.buffers():
             dist.broadcast(buffer, 0)
+        with self.autocast():
+            hidden: _Hidden = self.unit(*args, **kwargs)[1]
+        return hidden.output
 
-    objective.to(accelerator.device)
-    forward = objective.forward
-
-    def autocast(*args: Any, **kwargs: Any) -> Any:
-        with accelerator.autocast():
-            return forward(*args, **kwargs)
-
-    objective.forward = autocast  # as accelerate does with what it prepares
-    fully_shard(objective, mesh=init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
-    objective.register_forward_pre_hook(broadcast)
-    return objective
+    def synchronise(self, is_last: bool) -> None:
+        """Whether this micro-batch is a step's last one, whose backward pass ends with everybody's gradients."""
+        self.unit.set_requires_gradient_sync(is_last)
+        self.unit.set_reshard_after_backward(is_last)
 
 
-def synchronise(prepared: Any, is_last: bool) -> None:
-    """Tell shards whether this micro-batch is a step's last one, whose backward pass ends with everybody's gradients."""
-    if hasattr(prepared, "set_requires_gradient_sync"):
-        prepared.set_requires_gradient_sync(is_last)
-        prepared.set_reshard_after_backward(is_last)
+class _Unit(nn.Module):
+    """What is sharded; its output shows torch the loss alone.
+
+    By hooks on the tensors that it finds there torch learns that the backward pass begins. The loss's two terms are
+    differentiated for the log, by some processes and not by others, who would wait for each other.
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, _Hidden]:
+        """The loss, and all."""
+        output = self.objective(*args, **kwargs)
+        return output.loss, _Hidden(output)
+
+
+class _Hidden:
+    """A box that torch does not look into."""
+
+    def __init__(self, output: ObjectiveOutput) -> None:
+        self.output = output
 
 
 def saved_whole(optimizer: Optimizer) -> Optimizer:
@@ -140,13 +156,15 @@ def whole(tree: Any) -> Any:
 
 
 def like(value: Any, template: Any) -> Any:
-    """The value in shards as its template is, tensor by tensor in lists and dictionaries of the same keys."""
+    """The value in shards and on the device of its template, tensor by tensor in lists and dictionaries of the same keys."""
     if isinstance(template, Mapping) and isinstance(value, Mapping):
         return {name: like(part, template.get(name)) for name, part in value.items()}
     if isinstance(template, list) and isinstance(value, list) and len(template) == len(value):
         return [like(part, model) for part, model in zip(value, template, strict=True)]
-    is_cut = isinstance(template, DTensor) and isinstance(value, Tensor) and value.shape == template.shape
-    return distribute_tensor(value.to(template.device), template.device_mesh, template.placements) if is_cut else value
+    if not (isinstance(template, Tensor) and isinstance(value, Tensor) and value.shape == template.shape):
+        return value
+    moved = value.to(template.device)
+    return distribute_tensor(moved, template.device_mesh, template.placements) if isinstance(template, DTensor) else moved
 
 
 @contextmanager
