@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import georeg
-from benchmarks import networks
 from georeg_diffusion import HSpace
+from georeg_diffusion.experiments import networks
 
 CASES = {
     "exact": georeg.Exact,

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import georeg
-from benchmarks import networks
-from benchmarks.step_cost import steps_of
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.experiments import networks
+from georeg_diffusion.experiments.steps import steps_of
 
 CASES = ("plain", "ours", "ours, half gated", "ours, recomputed", "ours, recomputed, 4 probes", "published")
 

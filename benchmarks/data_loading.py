@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from benchmarks import networks
 from georeg_diffusion import IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.data.folder import ImageFolder
 from georeg_diffusion.data.images import Images
 from georeg_diffusion.data.latents import Latents
 from georeg_diffusion.data.rows import write_rows
+from georeg_diffusion.experiments import networks
 
 RESOLUTION = 64
 

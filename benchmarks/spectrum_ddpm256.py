@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import georeg
-from benchmarks.networks import ddpm256
 from georeg import diagnostics
 from georeg_diffusion import HSpace, load
+from georeg_diffusion.experiments.networks import ddpm256
 
 
 def peak_gibibytes() -> float:

@@ -119,10 +119,25 @@ def seconds_of(*steps: Step, repeats: int, clock: Callable[[], float] = time.pro
         >>> len(seconds_of(lambda: x.sum(), lambda: x.exp().sum(), repeats=3))
         2
     """
-    times: list[list[float]] = [[] for _ in steps]
+
+    def trained(step: Step) -> Callable[[], None]:
+        return lambda: step().backward()
+
+    return [statistics.median(found) for found in times_of(*map(trained, steps), repeats=repeats, clock=clock)]
+
+
+def times_of(*runs: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time) -> list[list[float]]:
+    """Seconds of whatever runs do, each repeat's, in turns, after one to warm up.
+
+    Example:
+        >>> from georeg_diffusion.cost import times_of
+        >>> [len(times) for times in times_of(lambda: sum(range(10)), lambda: None, repeats=3)]
+        [3, 3]
+    """
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats + 1):
-        for step, found in zip(steps, times, strict=True):
+        for run, found in zip(runs, times, strict=True):
             started = clock()
-            step().backward()
+            run()
             found.append(clock() - started)
-    return [statistics.median(found[1:]) for found in times]
+    return [found[1:] for found in times]

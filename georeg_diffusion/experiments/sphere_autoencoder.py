@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 import georeg
 from georeg_diffusion.experiments.sphere_region import Region
 from georeg_diffusion.latent_metrics import StereographicFlat
+from georeg_diffusion.progress import progress
 
 Map = Callable[[Tensor], Tensor]
+K = TypeVar("K")
 
 SPHERE = georeg.Sphere(radius=1.0)
 METRICS: dict[str, georeg.Manifold | None] = {"none": None, "flat": StereographicFlat(), "sphere": SPHERE}
@@ -95,6 +98,12 @@ def train_autoencoder(
             schedule.step()
             tick()
     return Trained(encoder.requires_grad_(False), decoder.requires_grad_(False), tuple(curve))
+
+
+def train_all(trainings: Mapping[K, Mapping[str, Any]], *, steps: int) -> dict[K, Trained]:
+    """Train several, with one bar; each entry is what :func:`train_autoencoder` takes beside ``steps``."""
+    with progress("training autoencoders", steps * len(trainings)) as bar:
+        return {key: train_autoencoder(**given, steps=steps, tick=bar.advance) for key, given in trainings.items()}
 
 
 def isometry_of(f: Map, x: Tensor) -> georeg.Estimate:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import georeg
-from benchmarks.networks import small_unet as cost_unet
 from benchmarks.step_cost import steps_of
 from georeg_diffusion import IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.cost import peak_bytes_of
+from georeg_diffusion.experiments.networks import small_unet as cost_unet
 
 from .conftest import small_unet
 

@@ -1,4 +1,4 @@
-"""The networks whose costs are counted: published architectures, with random weights."""
+"""The networks whose costs are counted, here and by the benchmarks: published architectures, with random weights."""
 
 from __future__ import annotations
 
