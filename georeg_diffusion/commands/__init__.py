@@ -10,7 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-_SHARED = ("options", "workspace")
+_SHARED = ("options", "workspace", "experiment_options")
 _FIRST = ("train", "sample", "evaluate", "interpolate", "invert", "edit", "inspect")
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from georeg_diffusion.errors import UsageError
-from georeg_diffusion.experiments.finding import Finding
+from georeg_diffusion.experiments.finding import Finding, Table
 from georeg_diffusion.experiments.lab import Lab
 from georeg_diffusion.files import replacing, write_json
 from georeg_diffusion.progress import console
@@ -52,21 +52,25 @@ def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
     folder.mkdir(parents=True, exist_ok=True)
     finding: Finding = module.run(lab)
     for index, table in enumerate(finding.tables, start=1):
-        stem = "table" if len(finding.tables) == 1 else f"table-{index}"
-        for suffix, text in ((".md", table.markdown()), (".csv", table.csv())):
-            with replacing(folder / f"{stem}{suffix}") as scratch:
-                scratch.write_text(text, encoding="utf-8")
+        write_table(table, folder, "table" if len(finding.tables) == 1 else f"table-{index}")
     record = {"experiment": name, "source": module.SOURCE, "key": key, "recipe": asdict(lab.recipe), "seeds": lab.seeds}
     write_json(folder / "finding.json", _plain({**record, **finding.as_json(folder)}))
     return finding
 
 
-def show(finding: Finding, folder: Path) -> None:
+def write_table(table: Table, folder: Path, stem: str) -> None:
+    """Write a table as Markdown and as CSV."""
+    for suffix, text in ((".md", table.markdown()), (".csv", table.csv())):
+        with replacing(folder / f"{stem}{suffix}") as scratch:
+            scratch.write_text(text, encoding="utf-8")
+
+
+def show(finding: Finding, folder: Path, heading: str = "The paper's claims, here:") -> None:
     """Tables, claims, notes and files, on the terminal."""
     for table in finding.tables:
-        console.print(table.rich())
+        console.print(table.rich(console.width))
     if finding.claims:
-        console.print("\nThe paper's claims, here:", style="bold")
+        console.print(f"\n{heading}", style="bold")
         for one in finding.claims:
             console.print(one.rich())
     for note in finding.notes:

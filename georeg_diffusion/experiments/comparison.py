@@ -90,10 +90,14 @@ def _evidence(base: Replicated, ours: Replicated, score: str, change: Estimate |
     return f"{score} {before} → {after}, difference {in_words(change)}"
 
 
+def is_fid(lab: Lab) -> bool:
+    """Whether Fréchet distances are by Inception's features."""
+    return lab.recipe.dataset != "digits" and lab.measures.get("features") in (None, "inception")
+
+
 def label_of(lab: Lab, score: str) -> str:
     """What tables call a score; a Fréchet distance is an FID with Inception's features alone."""
-    is_fid = lab.recipe.dataset != "digits" and lab.measures.get("features") in (None, "inception")
-    labels = {"fid": "FID" if is_fid else "Fréchet distance", "isometry": "isometry loss"}
+    labels = {"fid": "FID" if is_fid(lab) else "FD", "isometry": "isometry loss"}
     return labels.get(score) or _SHORT.get(score) or chosen(score)[score].label.strip()
 
 
@@ -106,15 +110,22 @@ def protocols(*configurations: Replicated) -> tuple[str, ...]:
     return tuple(f"{name}: {text}" for name, text in found.items())
 
 
-def setting_of(lab: Lab) -> str:
-    """What was trained here, in one line, for a caption."""
-    recipe, count = lab.recipe, len(lab.seeds)
+def training_of(lab: Lab) -> str:
+    """What was trained, in a few words."""
+    recipe = lab.recipe
     start = recipe.training.get("pretrained_model_name_or_path")
     begun = f"continued from {Path(str(start)).name}" if start else f"pre-trained for {recipe.pretraining_steps:,} steps"
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.training.get('num_epochs', 10)} epochs"
+    return f"{recipe.label}, {begun}, then {length} of {recipe.batch}"
+
+
+def setting_of(lab: Lab) -> str:
+    """What was trained here, in one line, for a caption."""
+    recipe, count = lab.recipe, len(lab.seeds)
     kind = "normalised" if recipe.training.get("normalize", True) else "bare"
     error = "± one standard error of the mean over seeds" if count > 1 else "one seed, so no standard errors"
     return (
-        f"{recipe.label}, {begun}, then {length} of {recipe.batch} with and without the loss ({kind}, λ = "
+        f"{training_of(lab)} with and without the loss ({kind}, λ = "
         f"{recipe.lambda_iso:g}); {count} seed{'s' if count > 1 else ''}, {error}; differences are of models of one seed."
+        + ("" if is_fid(lab) else " FD is a Fréchet distance by another network's features, no FID.")
     )

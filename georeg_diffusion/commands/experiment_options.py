@@ -1,0 +1,90 @@
+"""The options that all commands share that train and score over seeds, and the lab that they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from georeg_diffusion.experiments.recipe import DATASETS
+from georeg_diffusion.options import option
+
+if TYPE_CHECKING:
+    from georeg_diffusion.experiments.lab import Lab
+    from georeg_diffusion.experiments.recipe import Recipe
+
+_SIZE, _DATA, _MEASURE, _RUN = "Size", "Data and model", "What measures", "Run"
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """Data, model, seeds and what measures. Commands derive their own dataclass from this one."""
+
+    quick: bool = option(False, "A first look: shorter trainings and smaller scores.", panel=_SIZE)
+    seeds: int = option(3, "How many seeds: replicates, from which the standard errors come.", panel=_SIZE, minimum=1)
+    seed: int = option(0, "The first of them.", panel=_SIZE, minimum=0, maximum=2**31)
+
+    dataset: str = option("digits", "The data; all but digits take the paper's settings.", panel=_DATA, choices=DATASETS)
+    data_dir: Path | None = option(
+        None, "Folder of the real images. Default: the data set of that name on Hugging Face's hub.", panel=_DATA
+    )
+    pretrained: str | None = option(
+        None,
+        "Model to continue: a diffusers folder or hub id. Default: the paper's on the hub; for digits one is trained.",
+        panel=_DATA,
+    )
+
+    features: str | None = option(
+        None,
+        "Of FID: inception, a network of torchvision, or a folder of train-classifier. Default: inception; for digits a "
+        "classifier trained in place.",
+        panel=_MEASURE,
+    )
+    inception_weights: Path | None = option(None, "File of Inception's weights. Default: torch's hub cache.", panel=_MEASURE)
+    lpips_backbone: str | None = option(
+        None,
+        "Of PPL: LPIPS with alex, vgg or squeeze, or features. Default: alex; for digits features.",
+        panel=_MEASURE,
+        choices=("alex", "vgg", "squeeze", "features"),
+    )
+    lpips_backbone_weights: Path | None = option(
+        None, "File of that backbone's weights. Default: torch's hub cache.", panel=_MEASURE
+    )
+    classifier: str | None = option(
+        None, "Of linear separability: a folder of train-classifier. Default for digits: trained in place.", panel=_MEASURE
+    )
+
+    device: str | None = option(None, "Device, such as cpu, cuda or cuda:1. Default: a GPU where there is one.", panel=_RUN)
+
+
+def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path) -> Lab:
+    """A lab in a folder, which is claimed.
+
+    Raises:
+        UsageError: a folder of something else; a device that cannot be used.
+    """
+    from georeg_diffusion.commands.workspace import device_of
+    from georeg_diffusion.experiments.bench import claim
+    from georeg_diffusion.experiments.lab import Lab
+
+    device = device_of(config.device)
+    claim(folder)
+    return Lab(
+        recipe=recipe,
+        seeds=tuple(range(config.seed, config.seed + config.seeds)),
+        folder=folder,
+        quick=config.quick,
+        device=device,
+        measures=_measures(config),
+    )
+
+
+def _measures(config: ExperimentOptions) -> dict[str, Any]:
+    given = {
+        "features": config.features,
+        "inception_weights": config.inception_weights,
+        "lpips_backbone": config.lpips_backbone,
+        "lpips_weights": config.lpips_backbone_weights,
+        "classifier": config.classifier,
+    }
+    return {key: value for key, value in given.items() if value is not None}
