@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,19 @@ from torch import Tensor, nn
 import georeg
 from georeg_diffusion.experiments.sphere_region import Region
 from georeg_diffusion.latent_metrics import StereographicFlat
-from georeg_diffusion.progress import progress
 
 Map = Callable[[Tensor], Tensor]
-K = TypeVar("K")
 
 SPHERE = georeg.Sphere(radius=1.0)
 METRICS: dict[str, georeg.Manifold | None] = {"none": None, "flat": StereographicFlat(), "sphere": SPHERE}
 """Of the isometry loss: none without it, Euclidean in stereographic coordinates (the paper's G = I), the sphere's own."""
+
+ESTIMATORS: dict[str, georeg.Estimator] = {
+    "exact": georeg.Exact(),
+    "gaussian": georeg.Hutchinson(distribution="gaussian"),
+    "fixed-norm": georeg.Hutchinson(distribution="sphere"),
+}
+"""Of the loss's traces: exact, one Gaussian probe (the paper's), one of fixed norm (our default)."""
 
 WEIGHT = 0.03
 """λ of the normalised isometry loss, beside a reconstruction loss of order 1 at the start."""
@@ -50,7 +54,7 @@ def train_autoencoder(
     steps: int,
     seed: int,
     region: Region | None = None,
-    estimator: georeg.Estimator | None = None,
+    estimator: str = "exact",
     probe_seed: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> Trained:
@@ -61,25 +65,27 @@ def train_autoencoder(
         steps: of Adam, each of 256 new points.
         seed: of weights and points, so that two trainings differ in their loss alone, or in ``probe_seed`` alone.
         region: of the sphere; by default all but the cap within 60° of the chart's pole.
-        estimator: of the traces; exact by default.
+        estimator: of :data:`ESTIMATORS`.
         probe_seed: of the estimator's probes.
         tick: called after each step.
 
     Raises:
-        ValueError: an unknown metric; fewer than one step.
+        ValueError: an unknown metric or estimator; fewer than one step.
     """
     if metric not in METRICS:
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
     region = region or Region()
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, decoder = _mlp(3, 2), _mlp(2, 3)
+        encoder, decoder = networks()
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimiser = torch.optim.Adam(parameters)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=max(steps, 2))
-    isometry = georeg.IsometryLoss(domain=METRICS[metric], estimator=estimator or georeg.Exact(), normalize=True)
+    isometry = georeg.IsometryLoss(domain=METRICS[metric], estimator=ESTIMATORS[estimator], normalize=True)
     points, probes = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(probe_seed)
     held_out = region.sample(HELD_OUT, torch.Generator().manual_seed(_HELD_OUT_SEED + seed))
     curve = []
@@ -100,10 +106,9 @@ def train_autoencoder(
     return Trained(encoder.requires_grad_(False), decoder.requires_grad_(False), tuple(curve))
 
 
-def train_all(trainings: Mapping[K, Mapping[str, Any]], *, steps: int) -> dict[K, Trained]:
-    """Train several, with one bar; each entry is what :func:`train_autoencoder` takes beside ``steps``."""
-    with progress("training autoencoders", steps * len(trainings)) as bar:
-        return {key: train_autoencoder(**given, steps=steps, tick=bar.advance) for key, given in trainings.items()}
+def networks() -> tuple[nn.Module, nn.Module]:
+    """Encoder S² → R² and decoder R² → R³, with He's initialisation."""
+    return _mlp(3, 2), _mlp(2, 3)
 
 
 def isometry_of(f: Map, x: Tensor) -> georeg.Estimate:
@@ -167,7 +172,6 @@ def _reconstruction(encoder: Map, decoder: Map, x: Tensor) -> Tensor:
 
 
 def _mlp(inputs: int, outputs: int, width: int = 64) -> nn.Sequential:
-    """Three hidden layers with He's initialisation."""
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise([inputs, width, width, width, outputs]):
         linear = nn.Linear(a, b)

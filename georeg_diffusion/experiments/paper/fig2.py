@@ -18,15 +18,16 @@ STEPS, QUICK_STEPS = 1500, 250
 def run(lab: Lab) -> Finding:
     """Train with every loss and seed; draw the first seed, score all."""
     from georeg_diffusion.experiments.finding import Finding
-    from georeg_diffusion.experiments.sphere_autoencoder import train_all
     from georeg_diffusion.experiments.sphere_pictures import latents
     from georeg_diffusion.experiments.sphere_region import Region
     from georeg_diffusion.experiments.sphere_scores import LOSSES, less, scores_of_maps, scores_of_trained, table_of
+    from georeg_diffusion.experiments.sphere_trainings import train_all
 
     region, steps, points = Region(), *((QUICK_STEPS, 1024) if lab.quick else (STEPS, 4096))
     runs = train_all(
         {(metric, seed): {"metric": metric, "seed": seed, "region": region} for metric in LOSSES for seed in lab.seeds},
         steps=steps,
+        folder=lab.folder / "cache" / "sphere",
     )
     scores = {m: [scores_of_trained(runs[m, seed], region, points=points) for seed in lab.seeds] for m in LOSSES}
     none, flat, sphere = scores["none"], scores["flat"], scores["sphere"]

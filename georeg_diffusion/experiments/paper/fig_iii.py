@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,33 +18,34 @@ DATA = "none"
 
 REPEATS = 5
 STEPS, QUICK_STEPS = 1500, 150
-NAMES = {"gaussian": "one Gaussian probe", "sphere": "one fixed-norm probe"}
-COLOURS = {"gaussian": "#D55E00", "sphere": "#009E73", "exact": "#0072B2"}
+NAMES = {"gaussian": "one Gaussian probe", "fixed-norm": "one fixed-norm probe"}
+COLOURS = {"gaussian": "#D55E00", "fixed-norm": "#009E73", "exact": "#0072B2"}
 
 
 def run(lab: Lab) -> Finding:
     """Train with every seed, once with the exact trace and five times with each kind of probe."""
-    import georeg
     from georeg_diffusion.experiments.finding import Cell, Finding, Table
     from georeg_diffusion.experiments.replicates import over_seeds
-    from georeg_diffusion.experiments.sphere_autoencoder import train_all
     from georeg_diffusion.experiments.sphere_scores import alike
+    from georeg_diffusion.experiments.sphere_trainings import train_all
 
-    def training(metric: str, seed: int, repeat: int, estimator: georeg.Estimator) -> dict[str, object]:
-        return {"metric": metric, "seed": seed, "probe_seed": 100 * seed + repeat, "estimator": estimator}
-
-    trainings = {}
-    for seed in lab.seeds:
-        trainings["exact", seed, 0] = training("sphere", seed, 0, georeg.Exact())
-        trainings["none", seed, 0] = training("none", seed, 0, georeg.Exact())
-        for kind in NAMES:
-            for repeat in range(REPEATS):
-                estimator = georeg.Hutchinson(distribution="gaussian" if kind == "gaussian" else "sphere")
-                trainings[kind, seed, repeat] = training("sphere", seed, repeat, estimator)
-    runs = train_all(trainings, steps=QUICK_STEPS if lab.quick else STEPS)
+    repeats = {"exact": 1, "none": 1, **dict.fromkeys(NAMES, REPEATS)}
+    trainings = {
+        (kind, seed, repeat): {
+            "metric": "none" if kind == "none" else "sphere",
+            "seed": seed,
+            "probe_seed": 100 * seed + repeat,
+            "estimator": "exact" if kind == "none" else kind,
+        }
+        for kind in repeats
+        for seed in lab.seeds
+        for repeat in range(repeats[kind])
+    }
+    steps = QUICK_STEPS if lab.quick else STEPS
+    runs = train_all(trainings, steps=steps, folder=lab.folder / "cache" / "sphere")
 
     def last(kind: str, seed: int, column: int) -> list[float]:
-        return [runs[kind, seed, r].curve[-1][column] for r in range(REPEATS if kind in NAMES else 1)]
+        return [runs[kind, seed, r].curve[-1][column] for r in range(repeats[kind])]
 
     def mean(kind: str, seed: int, column: int) -> float:
         values = last(kind, seed, column)
@@ -52,7 +54,7 @@ def run(lab: Lab) -> Finding:
     rows, claims = [], []
     for kind, name in {"exact": "exact trace", **NAMES, "none": "no isometry loss"}.items():
         ends = [over_seeds([mean(kind, seed, column) for seed in lab.seeds]) for column in (2, 1)]
-        spread = over_seeds([_deviation(last(kind, seed, 2)) for seed in lab.seeds]) if kind in NAMES else None
+        spread = over_seeds([stdev(last(kind, seed, 2)) for seed in lab.seeds]) if kind in NAMES else None
         rows.append((name, Cell.of(ends[0]), Cell.of(spread), Cell.of(ends[1])))
         if kind in NAMES:
             shares = [
@@ -70,12 +72,6 @@ def run(lab: Lab) -> Finding:
     picture = _picture({(kind, repeat): one for (kind, _, repeat), one in first.items()}, lab.path("fig_iii.png"))
     notes = ("The curves are the loss itself at held-out points, not the noisy estimates that training sees.",)
     return Finding((table,), (picture,), tuple(claims), notes)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    from statistics import stdev
-
-    return stdev(values)
 
 
 def _picture(runs: Mapping[tuple[str, int], Trained], target: Path) -> Path:

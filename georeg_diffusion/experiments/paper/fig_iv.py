@@ -18,10 +18,10 @@ STEPS, QUICK_STEPS = 1500, 200
 def run(lab: Lab) -> Finding:
     """As Fig. 2, on a hemisphere, on a cap beside the chart's centre and on most of the sphere."""
     from georeg_diffusion.experiments.finding import Finding
-    from georeg_diffusion.experiments.sphere_autoencoder import train_all
     from georeg_diffusion.experiments.sphere_pictures import latents
     from georeg_diffusion.experiments.sphere_region import Region
     from georeg_diffusion.experiments.sphere_scores import LOSSES, less, scores_of_maps, scores_of_trained, table_of
+    from georeg_diffusion.experiments.sphere_trainings import train_all
 
     steps, points = (QUICK_STEPS, 1024) if lab.quick else (STEPS, 4096)
     regions = {
@@ -37,6 +37,7 @@ def run(lab: Lab) -> Finding:
             for seed in lab.seeds
         },
         steps=steps,
+        folder=lab.folder / "cache" / "sphere",
     )
     rows, tables, claims = {}, [], []
     for name, region in regions.items():
