@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ def read_pipeline(path: str, adapters: Sequence[Path] = ()) -> dict[str, Any]:
             transformers.utils.logging.disable_progress_bar()
         # diffusers wants to be told of what was saved as nothing, such as Stable Diffusion 3 without its third encoder.
         absent = {part: None for part, source in index.items() if isinstance(source, list) and not any(source)}
-        pipeline = pipeline_class.from_pretrained(path, use_safetensors=True, **absent)
+        with _any_codec():
+            pipeline = pipeline_class.from_pretrained(path, use_safetensors=True, **absent)
     except Exception as error:  # a broken folder can raise anything
         raise _cannot_load(path, error) from error
     for folder in adapters:
@@ -214,6 +217,21 @@ def _fitting(network: Any, codec: Any) -> str | None:
 
 def _slot(taken: list[str], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in taken), None)
+
+
+@contextmanager
+def _any_codec() -> Iterator[None]:
+    """An LDMPipeline takes any autoencoder, though diffusers warns, at each loading, that it expected a VQModel."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for vqvae")
+
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _cannot_load(path: str, error: Exception) -> RunError:

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from georeg_diffusion.report.table import number
 
 VERDICTS = {True: "✓", False: "✗", None: "unclear"}
 _STYLES = {True: "green", False: "red", None: "dim"}
+_GAP = 2  # between columns
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"rows: got one of {len(row)} cells, expected {len(self.columns)}, one for each column")
 
-    def rich(self) -> RichTable:
-        """For the terminal; what is not measured here is dim."""
+    def rich(self, width: int = 80) -> RichTable:
+        """For a terminal of some width; what is not measured here is dim."""
         table = RichTable(
             title=self.title,
             caption=self.caption or None,
@@ -86,13 +88,28 @@ class Table:
             title_style="bold",
             header_style="bold",
             pad_edge=False,
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 1, 0, 0),
         )
-        for index, column in enumerate(self.columns):
-            is_number = self._is_number(index)
-            table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
+        for index, (column, room) in enumerate(zip(self.columns, self._room(width), strict=True)):
+            justify: Literal["left", "right"] = "right" if self._is_number(index) else "left"
+            table.add_column(Text(column), justify=justify, overflow="fold", width=room)
         for row in self.rows:
             table.add_row(*(Text(str(cell), style=_style(cell)) for cell in row))
         return table
+
+    def _room(self, width: int) -> list[int | None]:
+        """Width of each column, so that words stay whole where there is room; rich breaks them evenly in all columns."""
+        texts = [[column, *(str(row[i]) for row in self.rows)] for i, column in enumerate(self.columns)]
+        whole = [max(map(len, column)) for column in texts]
+        found = [max(len(word) for text in column for word in text.split() or [""]) for column in texts]
+        spare = width - sum(found) - _GAP * (len(found) - 1)
+        if spare < 0:
+            return [None] * len(found)
+        for _ in range(min(spare, sum(whole) - sum(found))):
+            found[max(range(len(found)), key=lambda i: whole[i] - found[i])] += 1
+        return list(found)
 
     def markdown(self) -> str:
         """As GitHub shows it; the paper's numbers are in italics."""

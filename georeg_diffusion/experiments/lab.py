@@ -17,6 +17,7 @@ import torch
 
 from georeg_diffusion.bundle import Bundle, load
 from georeg_diffusion.data.digits import Digits
+from georeg_diffusion.data.images import Images
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.catalogue import chosen
 from georeg_diffusion.evaluation.classifier import train_classifier
@@ -24,6 +25,7 @@ from georeg_diffusion.evaluation.runner import evaluate
 from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.evaluation.tools import Tools, tools
 from georeg_diffusion.evaluation.weights import file_hash
+from georeg_diffusion.experiments.autoencoder import train_autoencoder
 from georeg_diffusion.experiments.recipe import Recipe
 from georeg_diffusion.files import write_json
 from georeg_diffusion.options import as_plain, resolve
@@ -116,6 +118,17 @@ class Lab:
         title = f"seed {seed}, the model that all configurations continue"
         return self._trained(config, ", ".join([title, *(f"{k} {_short(v)}" for k, v in start.items())]))
 
+    def autoencoder(self) -> tuple[Path, Images]:
+        """An autoencoder of the recipe's images, trained once for all seeds, and the images."""
+        config = self._config(0, {})
+        images = open_images(config)
+        folder = (
+            self.folder / "autoencoders" / _hash([images.fingerprint(), images.resolution, self.recipe.autoencoder_steps])
+        )
+        with as_parts():
+            train_autoencoder(images, folder, steps=self.recipe.autoencoder_steps, device=self.device)
+        return folder, images
+
     def bundle(self, model: Path | str) -> Bundle:
         """A model, frozen, in evaluation mode, on the device."""
         bundle = load(str(model)).to(self.device)
@@ -153,6 +166,17 @@ class Lab:
                 self._say(f"{name} {value}", start)
             found[name] = record
         return found
+
+    def setting(self, model: Path | str, seed: int, name: str = "", **options: Any) -> Setting:
+        """A model with its noise and all that measures it, as its scores have them, for experiments that are no score.
+
+        Args:
+            model: its folder.
+            seed: of the replicate.
+            name: by which the recipe has the sizes.
+            **options: as of :meth:`score`.
+        """
+        return self._setting(model, seed, name, options)
 
     def _config(self, seed: int, changes: Mapping[str, Any]) -> TrainConfig:
         recipe = self.recipe

@@ -17,6 +17,7 @@ REAL = {
     "celebahq256": "CelebA-HQ",
     "lsun-church256": "LSUN-Church",
     "lsun-bedrooms256": "LSUN-Bedrooms",
+    "ldm-celebahq256": "CelebA-HQ",
 }
 """The paper's data sets by preset, as its tables call them."""
 
@@ -40,7 +41,10 @@ class Recipe:
         num_samples: images, pairs or latents of each score, by its name; others take the protocol's own number.
         num_inference_steps: DDIM steps of each score, likewise.
         protocol: of the scores, ``"default"`` or ``"paper"``.
-        weights: λ of the regularisers and metrics whose scale is another, by their name; others take ``lambda_iso``.
+        weights: λ of the losses that have the size of J in them, by their name; others take ``lambda_iso``. At the start
+            their gradients are as long as that of the isometry loss.
+        autoencoder_steps: of the autoencoder whose latents Table I's model is trained on, where none is given.
+        points: of the metric's effect against n.
 
     Example:
         >>> from georeg_diffusion.experiments.recipe import recipe_of
@@ -59,6 +63,8 @@ class Recipe:
     num_inference_steps: Mapping[str, int] = field(default_factory=dict)
     protocol: str = "default"
     weights: Mapping[str, float] = field(default_factory=dict)
+    autoencoder_steps: int = 1500
+    points: int = 4096
 
     @property
     def label(self) -> str:
@@ -68,12 +74,14 @@ class Recipe:
 
 _DIGITS = Recipe(
     num_samples={"fid": 2048, "kid": 2048, "ppl": 512, "mrtl": 32, "mcn": 32, "vor": 32, "vor_log": 32, "ls": 2000},
-    weights={"strict": 1e-2, "path-length": 1e-2},
+    weights={"strict": 5e-4, "path-length": 2e-3},
 )
 _QUICK = replace(
     _DIGITS,
-    pretraining_steps=800,
-    steps=100,
+    pretraining_steps=700,
+    steps=80,
+    autoencoder_steps=300,
+    points=512,
     num_samples={"fid": 512, "kid": 512, "ppl": 128, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800},
 )
 _QUICK_SAMPLES = {"fid": 256, "kid": 256, "ppl": 64, "mrtl": 4, "mcn": 4, "vor": 4, "vor_log": 4, "ls": 200}

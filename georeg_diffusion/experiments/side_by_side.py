@@ -36,6 +36,6 @@ def beside_the_paper(
         ]
         rows.append((f"{label_of(lab, score)} ↓", *cells(base, ours, score), *theirs))
     here = lab.recipe.label
-    columns = ("score", "base", "ours", "ours − base", *(f"paper: {dataset}" for dataset in datasets))
+    columns = ("score", "base", "ours", "ours − base", *(f"paper: {dataset.removeprefix('LSUN-')}" for dataset in datasets))
     note = "" if here in datasets else f" The paper's numbers are of other data sets and do not compare with {here}."
     return Table(title, columns, tuple(rows), f"Measured here: {setting_of(lab)}{note}")

@@ -11,6 +11,8 @@ TINY = Recipe(
     batch=8,
     training={"resolution": 8},
     num_samples={"fid": 70, "kid": 70, "ppl": 2, "mrtl": 2, "mcn": 2, "vor": 2, "vor_log": 2, "ls": 40, "isometry": 4},
+    autoencoder_steps=2,
+    points=128,
     num_inference_steps=dict.fromkeys(("fid", "kid", "ppl", "mrtl", "ls"), 2),
 )
 

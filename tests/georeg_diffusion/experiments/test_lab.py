@@ -106,9 +106,8 @@ def test_a_score_is_measured_once_and_again_for_other_sizes(lab, monkeypatch):
 def test_a_damaged_score_is_measured_anew(lab):
     model = lab.model(0)
     first = lab.score(model, 0, "isometry")
-    (file,) = [
-        file for file in (lab.folder / "scores").glob("isometry-*.json") if json.loads(file.read_text()) == first["isometry"]
-    ]
+    file = lab._score_file(model, 0, "isometry", {})
+    assert json.loads(file.read_text()) == first["isometry"]
     file.write_text("{")
     assert lab.score(model, 0, "isometry") == first
 

@@ -49,6 +49,7 @@ def test_table1_trains_scores_and_prints_the_papers_numbers_beside_ours(reproduc
     record = json.loads((lab_folder / "table1" / "finding.json").read_text())
     (table,) = record["tables"]
     assert table["columns"][-3] == "paper: CelebA-HQ"
+    assert table["columns"][-2:] == ["paper: Church", "paper: Bedrooms"]
     ppl = next(row for row in table["rows"] if row[0] == "PPL ↓")
     base, ours = (replicated(lab, ["ppl"], **changes).values["ppl"] for changes in (BASE, {}))
     assert ppl[1]["value"] == pytest.approx(sum(base) / 2)
