@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,12 @@ _WHAT, _RUN = "What is reproduced", "Run"
 class ReproduceConfig(ExperimentOptions):
     """Reproduce the paper's tables and figures: train what they need, score it over seeds, print the paper's numbers beside.
 
-    Without a GPU `georeg-diffusion reproduce table1 --quick` takes minutes, on scikit-learn's digits. With one, the same
-    command runs the paper's protocol on the real data: `reproduce table1 --dataset celebahq256 --data-dir IMAGES`.
+    `reproduce table1 --quick` trains on scikit-learn's digits and takes minutes on two cores. With a GPU the same command
+    runs the paper's protocol: `reproduce table1 --dataset celebahq256 --data-dir IMAGES`.
 
-    Models and scores are kept and shared between experiments; to go on after an interruption, run the same command again.
+    Each experiment writes tables (.md, .csv), pictures and finding.json into a folder of its name, with the paper's claims
+    decided by standard errors over the seeds. Models and scores are kept and shared; to go on after an interruption, or to
+    see a finished experiment again, run the same command.
     """
 
     names: tuple[str, ...] = argument(f"Any of {', '.join(available())}, or all.", metavar="NAME", many=True)
@@ -43,6 +46,8 @@ def run(config: ReproduceConfig) -> None:
     from georeg_diffusion.experiments.recipe import recipe_of
     from georeg_diffusion.progress import console
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("WORLD_SIZE: reproduce runs in one process; start it without torchrun")
     modules = {name: find(name) for name in chosen(config.names)}
     recipe = recipe_of(
         config.dataset,

@@ -47,7 +47,7 @@ _WITHOUT_ISOMETRY: dict[str, Any] = {
 } | {"lambda_iso": 0.0}
 # What a model does not depend on.
 _FREE = ("output_dir", "cpu", "report_to", "evaluate", "logging_steps", "checkpointing_steps", "cache_dir")
-_PATHS = ("pretrained_model_name_or_path", "vae", "model_config_name_or_path")
+_PATHS = ("pretrained_model_name_or_path", "vae", "model_config_name_or_path", "features", "inception_weights")
 
 
 @dataclass
@@ -189,6 +189,7 @@ class Lab:
             "learning_rate": recipe.learning_rate,
             "lambda_iso": recipe.lambda_iso,
             **recipe.training,
+            **self._selection(),
             **changes,
             "seed": seed,
             "with_baseline": False,
@@ -197,6 +198,12 @@ class Lab:
             "cpu": self.device.type == "cpu",
         }
         return resolve(TrainConfig, [], values)
+
+    def _selection(self) -> dict[str, Any]:
+        """What measures the FID by which a checkpoint is chosen, where the recipe chooses one."""
+        if "validation_steps" not in self.recipe.training:
+            return {}
+        return {key: self.measures[key] for key in ("features", "inception_weights") if key in self.measures}
 
     def _trained(self, config: TrainConfig, title: str) -> Path:
         folder = self.folder / "models" / self._key(config)

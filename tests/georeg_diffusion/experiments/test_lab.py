@@ -142,6 +142,12 @@ def test_mistakes_are_named(lab):
         broken.score(lab.model(0), 0, "fid")
 
 
+def test_a_checkpoint_is_chosen_by_what_measures_the_fid(lab, tiny):
+    chosen = replace(tiny, training={**tiny.training, "validation_steps": 1})
+    assert replace(lab, recipe=chosen, measures={"features": "resnet50"})._config(0, {}).features == "resnet50"
+    assert replace(lab, measures={"features": "resnet50"})._config(0, {}).features is None
+
+
 def test_files_of_an_experiment_lie_in_its_folder(lab):
     assert replace(lab, experiment="fig5").path("rtl.png") == lab.folder / "fig5" / "rtl.png"
 

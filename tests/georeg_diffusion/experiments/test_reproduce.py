@@ -118,6 +118,41 @@ def test_an_experiment_that_fails_does_not_keep_the_others_from_running(reproduc
     assert "mRTL falls" in said
 
 
+def test_an_interrupted_experiment_goes_on(reproduce, tmp_path, monkeypatch):
+    """Stopped in a score; what was trained and measured before is not touched again."""
+    from georeg_diffusion.experiments import lab as lab_module
+
+    evaluate, run, calls = lab_module.evaluate, lab_module.run, []
+
+    def stopped(settings, scores, **kwargs):
+        calls.append(next(iter(scores)))
+        if calls[-1] == "mrtl":
+            raise KeyboardInterrupt
+        return evaluate(settings, scores, **kwargs)
+
+    monkeypatch.setattr(lab_module, "evaluate", stopped)
+    code, said = reproduce("table1", "--seeds", 1, out=tmp_path / "out")
+    assert code == 130
+    assert "run the same command again" in said
+    assert calls == ["fid", "ppl", "mrtl"]
+    trained = []
+    monkeypatch.setattr(lab_module, "evaluate", lambda s, n, **k: calls.append(next(iter(n))) or evaluate(s, n, **k))
+    monkeypatch.setattr(lab_module, "run", lambda *a, **k: trained.append(a) or run(*a, **k))
+    code, said = reproduce("table1", "--seeds", 1, out=tmp_path / "out")
+    assert code == 0, said
+    assert len(trained) == 1  # the isometric model
+    assert calls.count("fid") == 2
+    assert "one seed, so no standard errors" in said
+    assert "✓" not in said
+
+
+def test_several_processes_are_refused(reproduce, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = reproduce("table1", out=tmp_path / "out")
+    assert code == 2
+    assert "reproduce runs in one process" in said
+
+
 def experiment(tmp_path, text="found"):
     """A module in a file, with a count of how often it ran."""
     file = tmp_path / "experiment.py"
