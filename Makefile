@@ -41,8 +41,11 @@ docs: install
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
 figures: install
-	$(BIN)/python examples/sphere_autoencoder.py
-	$(BIN)/python examples/digits_autoencoder.py
+	$(BIN)/python docs/figures/concepts.py
+	for file in $(EXAMPLES); do \
+	    $(BIN)/python $$file --output-dir outputs/gallery && \
+	    cp outputs/gallery/$$(basename $$file .py | cut -c 4-).png docs/images/gallery || exit 1; \
+	done
 
 examples-quick: install
 	for file in $(EXAMPLES); do echo "$$file --quick"; $(BIN)/python $$file --quick --output-dir outputs/quick || exit 1; done

@@ -1,4 +1,4 @@
-"""examples/own_plugins.py keeps its promise: a user's plug-ins, one file each, pass the suites, and mistakes do not."""
+"""examples/13_own_plugins.py keeps its promise: a user's plug-ins, one file each, pass the suites, and mistakes do not."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_plugins.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "13_own_plugins.py"
 
 
 @pytest.mark.slow
@@ -18,8 +18,9 @@ def test_the_example_passes_its_own_suites(tmp_path):
     assert [line.split(":")[0] for line in lines[::2]] == ["half_space", "log_ratio", "from_the_domain"]
     assert all("failed" in line for line in lines[::2])
     assert not any("failed" in line or "error" in line for line in lines[1::2])
-    assert {f.stem for f in (tmp_path / "kept").glob("*.py")} >= {"half_space", "test_log_ratio", "test_from_the_domain"}
+    kept = {f.stem for f in (tmp_path / "kept" / "plugins").glob("*.py")}
+    assert kept >= {"half_space", "test_log_ratio", "test_from_the_domain"}
 
 
 def test_it_stays_short():
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 110
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80

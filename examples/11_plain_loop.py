@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from rich.progress import track
 from sklearn.datasets import load_digits
 from torch import nn
@@ -51,6 +52,7 @@ def report(when):
 
 
 report("before")
+history = []
 for batch in track(torch.randint(len(train), (200 if options.quick else 1500, 128)), "training"):
     pieces = train[batch.to(device)].split(32)
     # Two passes: the first takes the sums alone, the second gives losses whose gradients add up to the whole batch's.
@@ -58,9 +60,15 @@ for batch in track(torch.randint(len(train), (200 if options.quick else 1500, 12
     for x, iso in zip(pieces, losses, strict=True):
         loss = reconstruction(x).sum() / len(batch) + 0.5 * iso
         scaler.scale(loss).backward()
+    history.append((float(reconstruction(x).detach().mean()), float(iso.detach())))
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad()
 report("after")
 options.output_dir.mkdir(parents=True, exist_ok=True)
-torch.save({"encoder": encoder.state_dict(), "decoder": decoder.state_dict()}, options.output_dir / "plain_loop.pt")
+figure = Figure(figsize=(8, 3), layout="constrained")
+titles = ("reconstruction error of a batch", "normalised isometry loss, 1 is perfect")
+for panel, values, title in zip(figure.subplots(1, 2), torch.tensor(history).T, titles, strict=True):
+    panel.loglog(range(1, len(history) + 1), values, lw=1)
+    panel.set(title=title, xlabel="step")
+figure.savefig(options.output_dir / "plain_loop.png", dpi=90)

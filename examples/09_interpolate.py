@@ -19,7 +19,7 @@ from georeg_diffusion.sampling.interpolation import adjacent_distances, interpol
 from georeg_diffusion.sampling.noise import seeded_noise
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--output-dir", type=Path, default=Path("outputs/interpolate_latents"))
+parser.add_argument("--output-dir", type=Path, default=Path("outputs/interpolate"))
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--quick", action="store_true", help="few steps: a check that everything runs")
 options = parser.parse_args()
@@ -65,6 +65,6 @@ for path in ("lerp", "slerp", "geodesic"):
 
 options.output_dir.mkdir(parents=True, exist_ok=True)
 ends = (f"seed {options.seed}", f"seed {options.seed + 1}")
-picture = options.output_dir / "interpolate_latents.png"
+picture = options.output_dir / "interpolate.png"
 strips(frames, distances, picture, title="Three paths between two noises", ends=ends, path="path")
-save_gif(moving_frames(frames), options.output_dir / "interpolate_latents.gif", fps=8)
+save_gif(moving_frames(frames), options.output_dir / "interpolate.gif", fps=8)

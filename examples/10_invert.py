@@ -17,7 +17,7 @@ from georeg_diffusion.sampling.ddim import ddim, ddim_steps
 from georeg_diffusion.sampling.inversion import ddim_invert
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--output-dir", type=Path, default=Path("outputs/invert_images"))
+parser.add_argument("--output-dir", type=Path, default=Path("outputs/invert"))
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--quick", action="store_true", help="few steps: a check that everything runs")
 options = parser.parse_args()
@@ -64,7 +64,7 @@ options.output_dir.mkdir(parents=True, exist_ok=True)
 reconstructions(
     source,
     again,
-    options.output_dir / "invert_images.png",
+    options.output_dir / "invert.png",
     names=[f"digit {i}" for i in range(len(source))],
     scores=[f"MSE {float(error):.2g}, PSNR {float(10 * (4 / error).log10()):.1f} dB" for error in errors],
     title="Digits inverted by DDIM in 20 steps, and drawn again",

@@ -18,7 +18,7 @@ from georeg_diffusion.evaluation.skip import skip_for
 from georeg_diffusion.schedule import noised_at
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--output-dir", type=Path, default=Path("outputs/inspect_geometry"))
+parser.add_argument("--output-dir", type=Path, default=Path("outputs/inspect_a_model"))
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--quick", action="store_true", help="few steps: a check that everything runs")
 options = parser.parse_args()
@@ -75,4 +75,4 @@ axes.set(
 )
 axes.legend(frameon=False)
 options.output_dir.mkdir(parents=True, exist_ok=True)
-axes.figure.savefig(options.output_dir / "inspect_geometry.png", dpi=160)
+axes.figure.savefig(options.output_dir / "inspect_a_model.png", dpi=120)

@@ -10,6 +10,7 @@ from pathlib import Path
 import georeg_diffusion._compat  # noqa: F401 # isort: skip  # mends PyPI's torchvision, which Lightning's metrics import
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,14 +32,13 @@ class Autoencoder(pl.LightningModule):
         return (self.decoder(self.encoder(x)) - x).square().sum(1).mean()
 
     def training_step(self, batch, index):
-        (x,) = batch
-        error, iso = self.error(x), self.isometry(self.encoder, x).loss
+        error, iso = self.error(*batch), self.isometry(self.encoder, *batch).loss
         self.log_dict({"train_error": error, "train_isometry": iso}, prog_bar=True)
         return error + self.weight * iso
 
     def validation_step(self, batch, index):
-        (x,) = batch  # Lightning validates in inference mode, in which the losses work as well
-        self.log_dict({"error": self.error(x), "isometry": self.exact(self.encoder, x).loss})
+        # Lightning validates in inference mode, in which the losses work as well.
+        self.log_dict({"error": self.error(*batch), "isometry": self.exact(self.encoder, *batch).loss})
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
@@ -59,18 +59,20 @@ def main():
         max_epochs=15 if options.quick else 125,
         accumulate_grad_batches=4,
         precision="16-mixed" if torch.cuda.is_available() else "32-true",
-        default_root_dir=options.output_dir,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
+        **{"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
     )
     model = Autoencoder(weight=0.5)
-    before = trainer.validate(model, test, verbose=False)[0]
-    trainer.fit(model, train)
-    after = trainer.validate(model, test, verbose=False)[0]
-    for when, scores in {"before": before, "after": after}.items():
+    for when in ("before", "after"):
+        scores = trainer.validate(model, test, verbose=False)[0]
         print(f"{when}: reconstruction error {scores['error']:.2f}, normalised loss {scores['isometry']:.3f}")
-    trainer.save_checkpoint(options.output_dir / "lightning_module.ckpt")
+        trainer.fit(model, train) if when == "before" else None
+    both = torch.stack([images[1500:1512], model.decoder(model.encoder(images[1500:1512])).detach()])
+    axes = Figure(figsize=(8, 2), layout="constrained").subplots()
+    axes.imshow(both.reshape(2, 12, 8, 8).transpose(1, 2).reshape(16, 96), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(f"held-out digits above, through 8 isometric numbers below (loss {scores['isometry']:.3f})")
+    axes.axis("off")
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(options.output_dir / "lightning_module.png", dpi=90)
 
 
 if __name__ == "__main__":

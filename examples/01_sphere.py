@@ -41,7 +41,7 @@ def draw(panel, f, title):  # a third coordinate is depth: what lies behind is p
         for hidden, alpha in [(behind, 1), (~behind, 0.13)]:
             panel.plot(*line[:, :2].masked_fill(hidden, math.nan).T, **style, alpha=alpha)
     panel.set(aspect="equal", xticks=[], yticks=[], frame_on=False)
-    panel.set_title(title, size=13)
+    panel.set_title(title, size=11)
 
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -58,7 +58,7 @@ losses = {
     "Isometry, G = I in chart": lambda f, x: flat(lambda z: f(chart.to_ambient(z)), chart.from_ambient(x)).loss,
     "Isometry, sphere's metric": lambda f, x: sphere(f, x).loss,
 }
-figure, axes = plt.subplots(1, 4, figsize=(15, 4.5), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.7), layout="constrained")
 view = torch.tensor([[1, 0, 0], [0, -0.574, -0.819], [0, 0.819, -0.574]])  # from 35° below the equator
 draw(axes[0], lambda p: p @ view, "Input: S² without a 60° cap\nequal discs, parallels every 15°")
 for panel, (name, loss_of) in zip(axes[1:], losses.items(), strict=True):
@@ -70,10 +70,10 @@ for panel, (name, loss_of) in zip(axes[1:], losses.items(), strict=True):
         optimiser.zero_grad()
         ((decoder(encoder(x)) - x).square().sum(1).mean() + 0.03 * loss_of(encoder, x)).backward()
         optimiser.step()
-    x, place = sample(4096), options.output_dir / "sphere_autoencoder.png"
+    x, place = sample(4096), options.output_dir / "sphere.png"
     error, loss = (decoder(encoder(x)) - x).square().sum(1).mean(), sphere(encoder, x).estimate()
     mcn = diagnostics.mean_condition_number(encoder, x, domain=georeg.Sphere())
     print(f"{name}: reconstruction error {error:.1e}, normalised loss {loss}, mean condition number {mcn}")
     draw(panel, torch.no_grad()(encoder), f"{name}\nloss {float(loss):.2f} · condition {float(mcn):.2f}")
 options.output_dir.mkdir(parents=True, exist_ok=True)
-figure.savefig(place, dpi=110, bbox_inches="tight")
+figure.savefig(place, dpi=62, bbox_inches="tight")

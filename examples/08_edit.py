@@ -19,7 +19,7 @@ from georeg_diffusion.sampling.ddim import ddim, ddim_steps
 from georeg_diffusion.sampling.noise import seeded_noise
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--output-dir", type=Path, default=Path("outputs/edit_latents"))
+parser.add_argument("--output-dir", type=Path, default=Path("outputs/edit"))
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--quick", action="store_true", help="few steps: a check that everything runs")
 options = parser.parse_args()
@@ -67,7 +67,7 @@ print(f"no edit of h is plain sampling bit for bit: {torch.equal(in_h[2], plain[
 options.output_dir.mkdir(parents=True, exist_ok=True)
 grid(
     torch.stack([*rows, in_h]),
-    options.output_dir / "edit_latents.png",
+    options.output_dir / "edit.png",
     rows=["v1", "v1 and v2", "v1 by shooting", "u1 in h"],
     columns=[signed(g) for g in gammas],
     title="Digits moved along Local Basis directions",
