@@ -114,6 +114,7 @@ def resume(accelerator: Any, folder: Path, module: nn.Module, *, extras: Mapping
         try:
             module.load_state_dict(like(load_file(newest / _WEIGHTS), module.state_dict()))
             accelerator.load_state(str(newest))
+            accelerator.step = 0  # it counts micro-batches, of which a step may have had another number
             for name, part in (extras or {}).items():
                 state = torch.load(newest / f"{name}.pt", map_location="cpu", weights_only=True)
                 part.load_state_dict(like(state, part.state_dict()))

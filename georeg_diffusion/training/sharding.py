@@ -91,17 +91,20 @@ class Shards(nn.Module):
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self.autocast = accelerator.autocast
         self.unit: Any = fully_shard(_Unit(objective), mesh=mesh)
+        self.is_first = self._was_last = True
 
     def forward(self, *args: Any, **kwargs: Any) -> ObjectiveOutput:
-        """What the objective gives; as under DDP, with the buffers of the first process."""
-        for buffer in self.buffers():
-            dist.broadcast(buffer, 0)
+        """What the objective gives; as under DDP, a step begins with the buffers of the first process."""
+        if self.is_first:
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
         with self.autocast():
             hidden: _Hidden = self.unit(*args, **kwargs)[1]
         return hidden.output
 
     def synchronise(self, is_last: bool) -> None:
-        """Whether this micro-batch is a step's last one, whose backward pass ends with everybody's gradients."""
+        """Whether the micro-batch that comes is a step's last one, whose backward pass ends with everybody's gradients."""
+        self.is_first, self._was_last = self._was_last, is_last
         self.unit.set_requires_gradient_sync(is_last)
         self.unit.set_reshard_after_backward(is_last)
 

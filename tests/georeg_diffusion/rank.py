@@ -1,13 +1,16 @@
-"""What one process of a distributed test runs, under torchrun, accelerate launch, or alone: `JOB FOLDER [JSON]`."""
+"""What one process of a distributed test runs, under torchrun or alone: `FOLDER JSON`."""
 
 import json
 import os
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
+from torch.distributed.tensor import DTensor
 
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
@@ -15,7 +18,7 @@ from georeg_diffusion.data.images import Images
 from georeg_diffusion.objective import IsometricDiffusionLoss
 from georeg_diffusion.options import resolve
 from georeg_diffusion.schedule import IsometryGate
-from georeg_diffusion.training import run
+from georeg_diffusion.training import run, sharding
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.phase import Phase, train_phase
 from tests.georeg_diffusion.conftest import small_unet
@@ -39,51 +42,79 @@ class Noise(Images):
 def train(folder, runs):
     """Several runs, one after the other: a name, a dtype and options for each."""
     for name, (dtype, options) in json.loads(runs).items():
-        os.environ["ACCELERATE_USE_FSDP"] = str(options.pop("sharded", False))
-        os.environ["FSDP_VERSION"] = "2"
         AcceleratorState._reset_state()
         GradientState._reset_state()
+        os.environ |= {"ACCELERATE_USE_FSDP": str(options.pop("sharded", False)), "FSDP_VERSION": "2"}
         torch.set_default_dtype(getattr(torch, dtype))
-        train_one(f"{folder}/{name}", options)
+        train_one(Path(folder), name, **options)
 
 
-def train_one(folder, options):
-    """The trainer's own phase on a small network: weights, running means and what was communicated."""
-    fixed = {"cpu": True, "report_to": "none", "logging_steps": 100, "output_dir": folder}
+def train_one(folder, name, *, steps=STEPS, goes_on_from=None, **options):
+    """The trainer's own phase on a small network: weights, running means, what was communicated and what was kept."""
+    out = folder / (goes_on_from or name)
+    fixed = {"cpu": True, "report_to": "none", "logging_steps": 100, "output_dir": out}
     config = resolve(TrainConfig, [], {**fixed, **options})
     accelerator = run._accelerator(config)
     torch.manual_seed(0)
     bundle = Bundle(small_unet(dropout=0.0), diffusers.DDPMScheduler())
-    kept = []
-    init = IsometricDiffusionLoss.__init__
-
-    def keep(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        kept.append(self)
-
-    IsometricDiffusionLoss.__init__ = keep
     counted, all_reduce = [], dist.all_reduce
 
     def counting(tensor, *args, **kwargs):  # DDP's own buckets do not pass here
         counted.append(tensor.numel())
         return all_reduce(tensor, *args, **kwargs)
 
-    dist.all_reduce = counting
-    phase = Phase("isometric", "t", STEPS, 1e-3, config.lambda_iso)
-    train_phase(accelerator, bundle, Noise(), config, phase, Path(folder))
-    IsometricDiffusionLoss.__init__, dist.all_reduce = init, all_reduce
-    running = kept[0].regularizer.running
+    made = {"objective": IsometricDiffusionLoss, "adam": torch.optim.Adam, "average": diffusers.training_utils.EMAModel}
+    held = {}
+    with ExitStack() as kept:
+        made = {name: kept.enter_context(last_made(kind)) for name, kind in made.items()}
+        kept.enter_context(mock.patch.object(dist, "all_reduce", counting))
+        gather = sharding.gather
+
+        def look(network):  # at the end of the phase, as at that of every step
+            held["parameters"] = numbers(network.parameters())
+            held["adam"] = numbers(t for state in made["adam"][-1].state.values() for t in state.values() if t.ndim)
+            held["average"] = numbers(made["average"][-1].shadow_params)
+            return gather(network)
+
+        kept.enter_context(mock.patch.object(sharding, "gather", look))
+        train_phase(accelerator, bundle, Noise(), config, Phase("isometric", "t", steps, 1e-3, config.lambda_iso), out)
+    running = made["objective"][0].regularizer.running
     result = {
         "weights": dict(bundle.network.named_parameters()),
         "running": None if running is None else (running.numerator, running.weight),
         "all_reduced": counted,
+        "held": held,
     }
-    torch.save(result, f"{folder}/rank{accelerator.process_index}.pt")
+    torch.save(result, folder / f"{name}-{accelerator.process_index}.pt")
+
+
+@contextmanager
+def last_made(kind):
+    """The instances of a class that are made within it."""
+    made, init = [], kind.__init__
+
+    def keep(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    with mock.patch.object(kind, "__init__", keep):
+        yield made
+
+
+def numbers(tensors):
+    """How many of them lie in this process."""
+    return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+
+
+def both(folder, runs):
+    """Training and gradients in one launch, which is what takes the time."""
+    train(folder, runs)
+    torch.set_default_dtype(torch.float32)
+    gate(folder)
 
 
 def gate(folder):
     """Averaged gradients of the objective where ranks have different numbers of rows, and of those past the gate."""
-    dist.init_process_group("gloo")
     rank, results = dist.get_rank(), {}
     for name, (first, timesteps) in CASES.items():
         for recompute in (False, True):
@@ -102,7 +133,7 @@ def gate(folder):
                 out.functional,
                 out.gated,
             )
-    torch.save(results, f"{folder}/rank{rank}.pt")
+    torch.save(results, f"{folder}/gate-{rank}.pt")
 
 
 # Rows of rank 0, and the timesteps of all rows; above 500 the gate is open.
@@ -138,6 +169,6 @@ def generators(seeds):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "gate": gate}[sys.argv[1]](*sys.argv[2:])
+    both(*sys.argv[1:])
     if dist.is_initialized():
         dist.destroy_process_group()
