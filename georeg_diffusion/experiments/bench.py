@@ -65,7 +65,11 @@ def write_table(table: Table, folder: Path, stem: str) -> None:
             scratch.write_text(text, encoding="utf-8")
 
 
-def show(finding: Finding, folder: Path, heading: str = "The paper's claims, here:") -> None:
+def show(
+    finding: Finding,
+    folder: Path,
+    heading: str = "The paper's claims, here (decided where a difference is beyond two standard errors):",
+) -> None:
     """Tables, claims, notes and files, on the terminal."""
     for table in finding.tables:
         console.print(table.rich(console.width))

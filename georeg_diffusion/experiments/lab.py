@@ -33,6 +33,7 @@ from georeg_diffusion.progress import as_parts, console
 from georeg_diffusion.training.config import TrainConfig
 from georeg_diffusion.training.data import open_images
 from georeg_diffusion.training.run import run
+from georeg_diffusion.training.start import is_model
 
 SEED_STRIDE = 1_000_000
 """Between the noise of two seeds' scores: sample i of a score has seed + i, and no two seeds may share samples."""
@@ -207,6 +208,8 @@ class Lab:
 
     def _trained(self, config: TrainConfig, title: str) -> Path:
         folder = self.folder / "models" / self._key(config)
+        if not is_model(folder / "isometric"):
+            (folder / "metrics.json").unlink(missing_ok=True)  # which marks the training as finished
         if not (folder / "metrics.json").is_file():
             start = time.monotonic()
             console.print(f"Training: {title}", style="dim", markup=False, highlight=False)

@@ -23,6 +23,7 @@ def run(lab: Lab) -> Finding:
     """Label the images of base and isometric, and separate their x_T by the labels: by SVMs that saw them, and did not."""
     from georeg_diffusion.experiments import comparison
     from georeg_diffusion.experiments.finding import Finding, Table
+    from georeg_diffusion.experiments.replicates import over_seeds
     from georeg_diffusion.experiments.side_by_side import beside_the_paper
 
     rows, claims, notes = [], [], []
@@ -31,8 +32,9 @@ def run(lab: Lab) -> Finding:
         base = comparison.replicated(lab, SCORES, options=options, **comparison.BASE)
         ours = comparison.replicated(lab, SCORES, options=options)
         table = beside_the_paper(lab, "table2", f"{SOURCE}: {TITLE}", base, ours, SCORES)
-        chance = [float(one["chance"]) for one in base.details["ls"]]
-        notes.append(f"{split}: an SVM that knows nothing has {sum(chance) / len(chance):.3g}; 1 is separable")
+        chance = over_seeds([one.get("chance") for one in base.details["ls"]])
+        if chance is not None:
+            notes.append(f"{split}: an SVM that knows nothing has {chance.value:.3g}; 1 is separable")
         notes += comparison.protocols(base)
         rows += [(f"{row[0]}, {split}", *row[1:]) for row in table.rows]
         claims += [

@@ -76,7 +76,7 @@ def run(lab: Lab) -> Finding:
         "hold the size of J, which the isometry and the conformal loss ignore. path-length has its gradient here.",
         *comparison.protocols(found[BASE]),
     ]
-    if lab.recipe.dataset == "digits":
+    if lab.recipe.dataset == "digits" and lab.recipe.pretraining_steps is not None:
         tables.append(_estimators(lab))
     seeds = range(_SETS * lab.seeds[0], _SETS * (lab.seeds[0] + 1))
     effects = metric_effect.effects(seeds, points=lab.recipe.points)

@@ -42,6 +42,14 @@ def test_a_model_is_trained_once_and_continues_its_seeds_pretrained_one(lab, run
     assert hash_of(lab.pretrained(1)) != hash_of(lab.pretrained(0))
 
 
+def test_a_model_that_was_deleted_is_trained_again(lab, tmp_path):
+    lab = replace(lab, folder=tmp_path)
+    model = lab.model(0)
+    before = hash_of(model)
+    shutil.rmtree(model)
+    assert hash_of(lab.model(0)) == before
+
+
 def test_what_the_base_ignores_makes_no_other_base(lab):
     base = lab.model(0, lambda_iso=0.0)
     assert lab.model(0, lambda_iso=0.0, metric="ambient", num_probes=3) == base
