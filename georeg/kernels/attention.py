@@ -7,13 +7,13 @@ For tangents (q̇, k̇, v̇) and a cotangent c, with E = c vᵀ, Ṡ = s(q̇ k�
     pushforward   T = Ṗ v + P v̇            with Ṗ = P (Ṡ − m)
     pullback      V = (s A k, s Aᵀ q, Pᵀ c)  with A = P (E − D)
 
-Only q, k, v and the logarithm of each row's sum of exponentials are kept. Where heads are so wide that a matrix is worth
+Only q, k, v, y and the logarithm of each row's sum of exponentials are kept. Where heads are so wide that a matrix is worth
 its memory, two operators take this one's place, see :mod:`georeg.kernels.weighting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,15 +21,17 @@ import torch
 from torch import Tensor
 
 from georeg.kernels.blocks import (
+    Blocks,
+    add_,
     bent_,
-    blocks,
     centred_,
     filled,
     mask_future_,
-    moved_,
-    pulled,
-    scores_tangent,
-    transposed,
+    more_,
+    put_,
+    row_means,
+    spread,
+    turned,
     weighted_,
 )
 from georeg.kernels.mode import autocast, in_functorch, is_frugal
@@ -60,42 +62,51 @@ class _Attention(Operator):
         scores = (q * self.scale) @ k.mT
         return torch.softmax(mask_future_(scores, 0) if self.causal else scores, -1) @ v
 
-    def _blocks(self, q: Tensor, k: Tensor, count: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        return blocks(self.block_bytes, q, q.shape[1], k.shape[1], count)
+    def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
+        return Blocks.of(self.block_bytes, q, k.shape[1])
 
-    def _probabilities(self, q: Tensor, k: Tensor, rows: slice, log_sums: Tensor, out: Tensor) -> Tensor:
-        """P of some rows of some heads."""
-        torch.baddbmm(-log_sums, q, k.mT, alpha=self.scale, out=out)
-        return (mask_future_(out, rows.start) if self.causal else out).exp_()
+    def _probabilities(self, minus_log_sums: Tensor, q: Tensor, keys: Tensor, first: int, out: Tensor) -> Tensor:
+        """P of some rows of some heads; ``keys`` is kᵀ."""
+        torch.baddbmm(minus_log_sums, q, keys, alpha=self.scale, out=out)
+        return (mask_future_(out, first) if self.causal else out).exp_()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, log_sums = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], 1)
-        for n, i, (scores,) in self._blocks(q, k, 1):
-            torch.bmm(q[n, i] * self.scale, k[n].mT, out=scores)
-            y[n, i], log_sums[n, i] = weighted_(mask_future_(scores, i.start) if self.causal else scores, v[n])
-        return y, (log_sums,)
+        for start, (q_, y_, sums_), (k_, v_), (scores,) in self._blocks(q, k).walk((q, y, log_sums), (k.mT, v), q, 1):
+            put_(scores, q_, k_, self.scale)
+            sums_.copy_(weighted_(mask_future_(scores, start) if self.causal else scores, v_, y_))
+        return y, (log_sums, y.clone())
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
-        (q, k, v), (log_sums,), s = primals, stats, self.scale
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for n, i, (p, a) in self._blocks(q, k, 2):
-            self._probabilities(q[n, i], k[n], i, log_sums[n, i], p)
-            dv[n] += transposed(p, c[n, i])
-            pulled(c[n, i], v[n], p, a)
-            dq[n, i] = torch.bmm(a, k[n]).mul_(s)
-            dk[n].add_(transposed(a, q[n, i]), alpha=s)
-        return dq, dk, dv
+        (q, k, v), (log_sums, y), s = primals, stats, self.scale
+        dq, dk, dv = (t.new_empty(t.shape) for t in (q, k.mT, v.mT))
+        rows, keys = (-log_sums, -row_means(c, y), q, c, dq), (k, k.mT, v, dk, dv)
+        for start, (sums_, means_, q_, c_, dq_), (k_, kt_, v_, dk_, dv_), (p, a) in self._blocks(q, k).walk(
+            rows, keys, q, 2
+        ):
+            self._probabilities(sums_, q_, kt_, start, p)
+            add_(dv_, start, p, c_)
+            spread(c_, v_, means_, a).mul_(p)
+            put_(dq_, a, k_, s)
+            add_(dk_, start, a, q_, s)
+        return dq, turned(dk), turned(dv)
+
+    def _moved(self, q: Tensor, k: Tensor, tq: Tensor, tk: Tensor, p: Tensor, out: Tensor) -> Tensor:
+        """Ṗ of a block, with Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product."""
+        put_(out, torch.cat([tq, q], -1), torch.cat([k, tk], -1).mT, self.scale)
+        return centred_(out.mul_(p), p)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
-        (q, k, v), (log_sums,) = primals, stats
+        (q, k, v), log_sums = primals, stats[0]
         tq, tk, tv = filled(tangents, primals)
         y = q.new_empty(*q.shape[:2], v.shape[2])
-        for n, i, (p, moved) in self._blocks(q, k, 2):
-            self._probabilities(q[n, i], k[n], i, log_sums[n, i], p)
-            centred_(scores_tangent(q[n, i], k[n], tq[n, i], tk[n], self.scale, moved).mul_(p), p)
-            y[n, i] = torch.baddbmm(torch.bmm(p, tv[n]), moved, v[n])
+        rows, keys = (-log_sums, q, tq, y), (k, k.mT, tk, v, tv)
+        for start, (sums_, q_, tq_, y_), (k_, kt_, tk_, v_, tv_), (p, moved) in self._blocks(q, k).walk(rows, keys, q, 2):
+            self._probabilities(sums_, q_, kt_, start, p)
+            self._moved(q_, k_, tq_, tk_, p, moved)
+            more_(put_(y_, p, tv_), moved, v_)
         return y
 
     def second(
@@ -113,27 +124,31 @@ class _Attention(Operator):
 
         ∂q = s(Z k + A k̇)        ∂k = s(Zᵀq + Aᵀq̇)        ∂v = Ṗᵀc
         """
-        (q, k, v), (log_sums,), s = primals, stats, self.scale
+        (q, k, v), (log_sums, y), s = primals, stats, self.scale
         tq, tk, tv = filled(tangents, primals)
-        gq, gk, gv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        pushed = torch.empty_like(c) if push else None
-        pq, pk, pv = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)) if pull else (None, None, None)
-        for n, i, (p, a, tangent, work) in self._blocks(q, k, 4):
-            q_, k_, v_, c_, tq_, tk_, tv_ = q[n, i], k[n], v[n], c[n, i], tq[n, i], tk[n], tv[n]
-            self._probabilities(q_, k_, i, log_sums[n, i], p)
-            pulled(c_, v_, p, a)
-            moved = moved_(scores_tangent(q_, k_, tq_, tk_, s, tangent), p, work)
-            if pushed is not None:
-                pushed[n, i] = torch.baddbmm(torch.bmm(p, tv_), moved, v_)
-            gv[n] += transposed(moved, c_)
-            z = bent_(tangent, a, p, c_, tv_, work)
-            gq[n, i] = torch.baddbmm(torch.bmm(a, tk_), z, k_).mul_(s)
-            gk[n].add_(transposed(a, tq_) + transposed(z, q_), alpha=s)
-            if pq is not None and pk is not None and pv is not None:
-                pq[n, i] = torch.bmm(a, k_).mul_(s)
-                pk[n].add_(transposed(a, q_), alpha=s)
-                pv[n] += transposed(p, c_)
-        return pushed, (pq, pk, pv), (gq, gk, gv)
+        gq, gk, gv = (t.new_empty(t.shape) for t in (q, k.mT, v.mT))
+        pushed = y.new_empty(y.shape) if push else None
+        pq, pk, pv = (t.new_empty(t.shape) if pull else None for t in (q, k.mT, v.mT))
+        rows = (-log_sums, -row_means(c, y), q, c, tq, gq, pushed, pq)
+        keys = (k, k.mT, v, tk, tv, tv.mT, gk, gv, pk, pv)
+        for start, by_rows, by_keys, (p, a, moved, z) in self._blocks(q, k).walk(rows, keys, q, 4):
+            sums_, means_, q_, c_, tq_, gq_, pushed_, pq_ = by_rows
+            k_, kt_, v_, tk_, tv_, tvt_, gk_, gv_, pk_, pv_ = by_keys
+            self._probabilities(sums_, q_, kt_, start, p)
+            spread(c_, v_, means_, a)
+            self._moved(q_, k_, tq_, tk_, p, moved)
+            if push:
+                more_(put_(pushed_, p, tv_), moved, v_)
+            add_(gv_, start, moved, c_)
+            bent_(torch.bmm(c_, tvt_, out=z), moved, a, p)
+            a.mul_(p)
+            more_(put_(gq_, a, tk_, s), z, k_, s)
+            more_(add_(gk_, start, a, tq_, s), q_.mT, z, s)
+            if pull:
+                put_(pq_, a, k_, s)
+                add_(pk_, start, a, q_, s)
+                add_(pv_, start, p, c_)
+        return pushed, (pq, turned(pk), turned(pv)), (gq, turned(gk), turned(gv))
 
 
 def _keeps(q: Tensor, k: Tensor) -> bool:

@@ -1,11 +1,14 @@
 """What attention's operators share: blocks of L × S matrices that stay in the cache, and formulas on one block.
 
-``p`` is a block of P = softmax(S), ``c`` a cotangent, E = c vᵀ, and Ṡ the scores' tangent; D = Σ P E and m = Σ P Ṡ by rows.
+``p`` is a block of P = softmax(S), ``c`` a cotangent, E = c vᵀ, and Ṡ the scores' tangent; D = Σ P E = Σ c y and m = Σ P Ṡ
+by rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -13,31 +16,97 @@ from torch import Tensor
 from georeg.kernels.rules import Maybe
 
 
-def blocks(budget: int, like: Tensor, rows: int, columns: int, count: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Heads and rows that go together, several heads or some rows of one, with ``count`` L × S matrices to work in.
-
-    The matrices are the same for all blocks: memory of this size costs more to obtain than to compute with.
+@dataclass(frozen=True)
+class Blocks:
+    """How heads and rows go together: several heads with all their rows, or some rows of one head.
 
     Args:
-        budget: bytes of one of the matrices.
-        like: a tensor of the same dtype and device, heads in front.
+        size, rows, columns: of all matrices, ``(N, L, S)``.
+        budget: entries of one block.
     """
-    size, entries = len(like), max(budget // max(columns * like.element_size(), 1), 1)
-    heads, length = min(max(entries // rows, 1), size), min(entries, rows)
-    matrices = like.new_empty(count, heads, length, columns)
-    for n in range(0, size, heads):
-        for i in range(0, rows, length):
-            yield slice(n, n + heads), slice(i, i + length), matrices[:, : size - n, : rows - i]
 
+    size: int
+    rows: int
+    columns: int
+    budget: int
 
-def transposed(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrixᵀ right, in the order in which the large factor is read along its rows."""
-    return torch.bmm(right.mT, matrix).mT
+    @staticmethod
+    def of(block_bytes: int, like: Tensor, columns: int) -> Blocks:
+        """Blocks of so many bytes, for the rows of ``like``, ``(N, L, ...)``."""
+        return Blocks(len(like), like.shape[1], columns, block_bytes // like.element_size())
+
+    @property
+    def length(self) -> int:
+        return min(max(self.budget // max(self.columns, 1), 1), self.rows)
+
+    @property
+    def heads(self) -> int:
+        return min(max(self.budget // max(self.columns * self.rows, 1), 1), self.size)
+
+    def by_rows(self, tensor: Tensor) -> list[Tensor]:
+        """Of ``(N, L, ...)``, the part of each block."""
+        return [part for heads in tensor.split(self.heads) for part in heads.split(self.length, 1)]
+
+    def by_keys(self, tensor: Tensor) -> list[Tensor]:
+        """Of ``(N, ...)`` without rows, the part of each block."""
+        return [heads for heads in tensor.split(self.heads) for _ in range(0, self.rows, self.length)]
+
+    def starts(self) -> list[int]:
+        """The first row of each block."""
+        return [i for _ in range(0, self.size, self.heads) for i in range(0, self.rows, self.length)]
+
+    def walk(
+        self, rows: Sequence[Maybe], keys: Sequence[Maybe], like: Tensor, count: int
+    ) -> Iterator[tuple[int, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        """Each block's first row, its parts of tensors by rows and by keys (empty for None), and matrices to work in.
+
+        The matrices are the same for all blocks: memory of this size costs more to obtain than to compute with.
+        """
+        starts, nothing = self.starts(), like.new_empty(0)
+        work = like.new_empty(count, self.heads, self.length, self.columns)
+        by_rows = [[nothing] * len(starts) if t is None else self.by_rows(t) for t in rows]
+        by_keys = [[nothing] * len(starts) if t is None else self.by_keys(t) for t in keys]
+        for start, r, k in zip(starts, zip(*by_rows, strict=True), zip(*by_keys, strict=True), strict=True):
+            heads, length = r[0].shape[:2]
+            is_whole = heads == self.heads and length == self.length
+            yield start, r, k, (work if is_whole else work[:, :heads, :length]).unbind()
 
 
 def filled(tangents: Sequence[Maybe], primals: Sequence[Tensor]) -> list[Tensor]:
     """The tangents, zeros where there is none."""
     return [torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True)]
+
+
+def row_means(c: Tensor, y: Tensor) -> Tensor:
+    """D, a number a row."""
+    return (c * y).sum(-1, keepdim=True)
+
+
+def more_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, beta: int = 1) -> Tensor:
+    """to = beta·to + scale·a b. Not by ``baddbmm_``, which torch's flop counter does not see."""
+    return torch.baddbmm(to, a, b, beta=beta, alpha=scale, out=to)
+
+
+def put_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """to = scale·a b, in place and in one product."""
+    return more_(to, a, b, scale, beta=0)
+
+
+def add_(to: Tensor, start: int, matrix: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Add scale·(matrixᵀ right)ᵀ in place, or put it there for the first rows.
+
+    Transposed, so that the large factor is read along its rows.
+    """
+    return more_(to, right.mT, matrix, scale, beta=1 if start else 0)
+
+
+@overload
+def turned(matrix: Tensor) -> Tensor: ...
+@overload
+def turned(matrix: None) -> None: ...
+def turned(matrix: Maybe) -> Maybe:
+    """matrixᵀ in memory of its own: forward mode takes no view for an output."""
+    return None if matrix is None else matrix.mT.clone(memory_format=torch.contiguous_format)
 
 
 def mask_future_(scores: Tensor, first: int) -> Tensor:
@@ -46,37 +115,27 @@ def mask_future_(scores: Tensor, first: int) -> Tensor:
     return scores.masked_fill_(torch.arange(scores.shape[-1], device=scores.device) > rows, -torch.inf)
 
 
-def scores_tangent(q: Tensor, k: Tensor, tq: Tensor, tk: Tensor, scale: float, out: Maybe = None) -> Tensor:
-    """Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product."""
-    return torch.bmm(torch.cat([tq, q], -1).mul_(scale), torch.cat([k, tk], -1).mT, out=out)
-
-
-def weighted_(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """P v and the logarithm of each row's sum of exponentials; ``scores`` is used up."""
+def weighted_(scores: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    """Put P v into y; the logarithm of each row's sum of exponentials. ``scores`` is used up."""
     largest = scores.amax(-1, keepdim=True)
     sums = scores.sub_(largest).exp_().sum(-1, keepdim=True)
-    return torch.bmm(scores, v) / sums, largest + sums.log()
+    put_(y, scores, v).div_(sums)
+    return largest.add_(sums.log_())
+
+
+def spread(c: Tensor, v: Tensor, minus_means: Tensor, out: Tensor) -> Tensor:
+    """E − D, what a cotangent is for P less its mean by rows; P times it is A, what it is for S."""
+    return torch.baddbmm(minus_means, c, v.mT, out=out)
 
 
 def centred_(matrix: Tensor, p: Tensor, out: Maybe = None) -> Tensor:
-    """matrix − P Σ matrix by rows: sums over what is in the cache cost less than matrix products would."""
+    """matrix − P Σ matrix by rows."""
     return torch.addcmul(matrix, p, matrix.sum(-1, keepdim=True), value=-1, out=matrix if out is None else out)
 
 
-def pulled(c: Tensor, v: Tensor, p: Tensor, out: Tensor) -> Tensor:
-    """A = P (E − D), what a cotangent is for the scores."""
-    return centred_(torch.bmm(c, v.mT, out=out).mul_(p), p)
+def bent_(f: Tensor, moved: Tensor, centred: Tensor, p: Tensor, out: Maybe = None) -> Tensor:
+    """Z, the derivative by S of B = ⟨c, Ṗ v + P v̇⟩ = Σ P (E − D)(Ṡ − m) + Σ P F; ``f``, F = c v̇ᵀ, is used up.
 
-
-def moved_(tangent: Tensor, p: Tensor, out: Tensor) -> Tensor:
-    """Ṗ = P (Ṡ − m); ``tangent``, Ṡ, becomes Ṡ − m."""
-    tangent.sub_(torch.mul(tangent, p, out=out).sum(-1, keepdim=True))
-    return torch.mul(tangent, p, out=out)
-
-
-def bent_(tangent: Tensor, a: Tensor, p: Tensor, c: Tensor, tv: Tensor, work: Tensor, out: Maybe = None) -> Tensor:
-    """Z, the derivative by S of B = ⟨c, Ṗ v + P v̇⟩ = Σ P (E − D)(Ṡ − m) + Σ P F with F = c v̇ᵀ; ``tangent`` is Ṡ − m.
-
-    D m drops out, since rows of Ṗ sum to 0. So Z = R − P Σ R, rows, with R = A (Ṡ − m) + P F.
+    D m drops out, since rows of Ṗ sum to 0. So Z = R − P Σ R, rows, with R = Ṗ (E − D) + P F.
     """
-    return centred_(tangent.mul_(a).addcmul_(p, torch.bmm(c, tv.mT, out=work)), p, out)
+    return centred_(f.mul_(p).addcmul_(moved, centred), p, out)

@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from georeg.kernels.blocks import (
+    Blocks,
+    add_,
     bent_,
-    blocks,
     centred_,
     filled,
     mask_future_,
-    moved_,
-    pulled,
-    scores_tangent,
-    transposed,
+    more_,
+    put_,
+    row_means,
+    spread,
+    turned,
     weighted_,
 )
 from georeg.kernels.rules import Maybe, Operator
@@ -44,18 +46,22 @@ class Scores(Operator):
     def plain(self, q: Tensor, k: Tensor) -> Tensor:
         return (q * self.scale) @ k.mT
 
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """s a b, into memory made for it: autocast, which is not for a product within an operator, leaves that alone."""
+        return put_(a.new_empty(len(a), a.shape[1], b.shape[2]), a, b, self.scale)
+
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.plain(q, k), ()
+        return self._product(q, k.mT), ()
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         q, k = primals
-        return torch.bmm(c, k).mul_(self.scale), transposed(c, q).mul_(self.scale)
+        return self._product(c, k), turned(self._product(q.mT, c))
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (q, k), (tq, tk) = primals, filled(tangents, primals)
-        return scores_tangent(q, k, tq, tk, self.scale)
+        return self._product(torch.cat([tq, q], -1), torch.cat([k, tk], -1).mT)
 
     def second(
         self,
@@ -99,39 +105,43 @@ class Weighting(Operator):
     def plain(self, scores: Tensor, v: Tensor) -> Tensor:
         return torch.softmax(mask_future_(scores.clone(), 0) if self.causal else scores, -1) @ v
 
-    def _masked(self, scores: Tensor, rows: slice) -> Tensor:
-        return mask_future_(scores, rows.start) if self.causal else scores
+    def _walk(
+        self, scores: Tensor, stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
+        steps = self._blocks(scores).walk((scores, stats[0], *rows), keys, scores, count + 1)
+        for start, (scores_, sums_, *by_rows), by_keys, (p, *work) in steps:
+            torch.sub(scores_, sums_, out=p)
+            yield start, (mask_future_(p, start) if self.causal else p).exp_(), by_rows, by_keys, work
 
-    def _blocks(
-        self, scores: Tensor, log_sums: Tensor, count: int
-    ) -> Iterator[tuple[slice, slice, Tensor, Sequence[Tensor]]]:
-        """Heads, rows, P and ``count`` matrices more."""
-        for n, i, (p, *work) in blocks(self.block_bytes, scores, scores.shape[1], scores.shape[2], count + 1):
-            yield n, i, self._masked(torch.sub(scores[n, i], log_sums[n, i], out=p), i).exp_(), work
+    def _blocks(self, scores: Tensor) -> Blocks:
+        return Blocks.of(self.block_bytes, scores, scores.shape[2])
 
     def forward(self, scores: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, log_sums = v.new_empty(*scores.shape[:2], v.shape[2]), v.new_empty(*scores.shape[:2], 1)
-        for n, i, (p,) in blocks(self.block_bytes, scores, scores.shape[1], scores.shape[2], 1):
-            y[n, i], log_sums[n, i] = weighted_(self._masked(p.copy_(scores[n, i]), i), v[n])
-        return y, (log_sums,)
+        for start, (s_, y_, sums_), (v_,), (p,) in self._blocks(scores).walk((scores, y, log_sums), (v,), scores, 1):
+            p.copy_(s_)
+            sums_.copy_(weighted_(mask_future_(p, start) if self.causal else p, v_, y_))
+        return y, (log_sums, y.clone())
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         scores, v = primals
-        toward, dv = torch.empty_like(scores), torch.zeros_like(v)
-        for n, i, p, _ in self._blocks(scores, stats[0], 0):
-            dv[n] += transposed(p, c[n, i])
-            pulled(c[n, i], v[n], p, toward[n, i])
-        return toward, dv
+        toward, dv = (t.new_empty(t.shape) for t in (scores, v.mT))
+        rows = (c, -row_means(c, stats[1]), toward)
+        for start, p, (c_, means_, toward_), (v_, dv_), _ in self._walk(scores, stats, rows, (v, dv), 0):
+            add_(dv_, start, p, c_)
+            spread(c_, v_, means_, toward_).mul_(p)
+        return toward, turned(dv)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         scores, v = primals
         moving, tv = filled(tangents, primals)
         y = v.new_empty(*scores.shape[:2], v.shape[2])
-        for n, i, p, (moved,) in self._blocks(scores, stats[0], 1):
-            centred_(torch.mul(moving[n, i], p, out=moved), p)
-            y[n, i] = torch.baddbmm(torch.bmm(p, tv[n]), moved, v[n])
+        for _, p, (moving_, y_), (v_, tv_), (moved,) in self._walk(scores, stats, (moving, y), (v, tv), 1):
+            centred_(torch.mul(moving_, p, out=moved), p)
+            more_(put_(y_, p, tv_), moved, v_)
         return y
 
     def second(
@@ -148,16 +158,19 @@ class Weighting(Operator):
         """∂B/∂S = Z, and ∂B/∂v = Ṗᵀc."""
         scores, v = primals
         moving, tv = filled(tangents, primals)
-        gs, gv = torch.empty_like(scores), torch.zeros_like(v)
-        pushed = torch.empty_like(c) if push else None
-        ps, pv = (torch.empty_like(scores), torch.zeros_like(v)) if pull else (None, None)
-        for n, i, p, (tangent, a, work) in self._blocks(scores, stats[0], 3):
-            a = pulled(c[n, i], v[n], p, a if ps is None else ps[n, i])
-            moved = moved_(tangent.copy_(moving[n, i]), p, work)
-            if pushed is not None:
-                pushed[n, i] = torch.baddbmm(torch.bmm(p, tv[n]), moved, v[n])
-            if pv is not None:
-                pv[n] += transposed(p, c[n, i])
-            gv[n] += transposed(moved, c[n, i])
-            bent_(tangent, a, p, c[n, i], tv[n], work, gs[n, i])
-        return pushed, (ps, pv), (gs, gv)
+        gs, gv = (t.new_empty(t.shape) for t in (scores, v.mT))
+        pushed = c.new_empty(c.shape) if push else None
+        ps, pv = (t.new_empty(t.shape) if pull else None for t in (scores, v.mT))
+        rows, keys = (moving, c, -row_means(c, stats[1]), gs, pushed, ps), (v, tv, tv.mT, gv, pv)
+        for start, p, by_rows, (v_, tv_, tvt_, gv_, pv_), (a, moved, z) in self._walk(scores, stats, rows, keys, 3):
+            moving_, c_, means_, gs_, pushed_, ps_ = by_rows
+            spread(c_, v_, means_, a)
+            centred_(torch.mul(moving_, p, out=moved), p)
+            if push:
+                more_(put_(pushed_, p, tv_), moved, v_)
+            if pull:
+                torch.mul(a, p, out=ps_)
+                add_(pv_, start, p, c_)
+            add_(gv_, start, moved, c_)
+            bent_(torch.bmm(c_, tvt_, out=z), moved, a, p, gs_)
+        return pushed, (ps, turned(pv)), (gs, turned(gv))
