@@ -34,16 +34,18 @@ def latents(rows: Mapping[str, tuple[Region, Mapping[str, Panel]]], target: Path
         seed: of the maps that are drawn.
     """
     columns = 1 + max(len(panels) for _, panels in rows.values())
-    figure = _figure(figsize=(3.55 * columns, 3.95 * len(rows) + 0.3))
+    height = 4.15 * len(rows) + 0.45
+    figure = _figure(figsize=(3.55 * columns, height))
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / height))  # titles reach beyond what it reserves
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, (region, panels)) in zip(axes, rows.items(), strict=True):
         draw_sphere(row[0], region)
-        row[0].set_title(f"(a) {name or 'Input: S²'}\nwithin {region.angle:g}° of its centre", fontsize=13)
+        row[0].set_title(f"(a) {name or 'Input: S²'}\nwithin {region.angle:g}°\nof its centre", fontsize=13)
         for letter, ax, (title, (f, scores)) in zip("bcdefgh", row[1:], panels.items(), strict=False):
             draw_latent(ax, f, region)
-            numbers = " · ".join(f"{short} {_mean(scores, key)}" for key, short in _SHORT.items())
-            ax.set_title(f"({letter}) {title}\n", fontsize=13)
-            text = ax.text(0.5, 1.02, numbers, transform=ax.transAxes, ha="center", va="bottom", fontsize=10.5)
+            numbers = "\n".join(f"{short} {_mean(scores, key)}" for key, short in _SHORT.items())
+            ax.set_title(f"({letter}) {title}\n\n", fontsize=13)
+            text = ax.text(0.5, 1.02, numbers, transform=ax.transAxes, ha="center", va="bottom", fontsize=11)
             text.set_in_layout(False)  # else it would make the panels smaller
         for ax in row[1 + len(panels) :]:
             ax.axis("off")

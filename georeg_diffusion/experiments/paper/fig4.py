@@ -34,7 +34,7 @@ def run(lab: Lab) -> Finding:
     from georeg_diffusion._compat import diffusers
     from georeg_diffusion.data.digits import Digits
     from georeg_diffusion.experiments.finding import Cell, Claim, Finding, Table
-    from georeg_diffusion.experiments.replicates import in_words, is_below_zero, over_seeds, paired
+    from georeg_diffusion.experiments.replicates import is_below_zero, over_seeds, paired
     from georeg_diffusion.schedule import alphas_cumprod, coefficients, radius_at
 
     scheduler = diffusers.DDPMScheduler(beta_schedule="linear")
@@ -76,12 +76,12 @@ def run(lab: Lab) -> Finding:
         Claim(
             "The mean radius of Gaussian noise is about √n",
             None if mean is None else abs(mean.value / SIZE**0.5 - 1) <= NEAR,
-            f"mean {in_words(mean)} for √n = {SIZE**0.5:.2f}",
+            f"mean {Cell.of(mean)} over {len(means)} seeds, √n = {SIZE**0.5:.2f}",
         ),
         Claim(
             "The variance of that radius is about 1",
             None if below_one is None else not below_one,
-            f"variance {in_words(variance)}; theory: n − E[χ(n)]² → 1/2",
+            f"variance {Cell.of(variance)} over {len(variances)} seeds; theory: n − E[χ(n)]² → 1/2",
         ),
         Claim(
             f"X_t is near the sphere of radius r_t for t > pT (mean radius within {NEAR:.0%}, digits)",
@@ -136,14 +136,14 @@ def _picture(curves: dict[str, Tensor], at: Tensor, ratios: Tensor, start: int, 
     left.legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(0.53, 0.76))
     mean, spread = ratios.mean((0, 2)), ratios.std(2).mean(0)
     right.fill_between(at, mean - spread, mean + spread, color="#D55E00", alpha=0.2, lw=0, label="± standard deviation")
-    right.plot(at, mean, color="#D55E00", lw=2.4, label="digits, mean over images")
+    right.plot(at, mean, color="#D55E00", lw=2.4, label="mean of digits")
     right.axhline(1, color="0.35", lw=1.2, ls=(0, (4, 3)), label="on the sphere")
     right.set_yscale("log", base=2)
     right.set_yticks([1, 2, 4], ["1", "2", "4"])
     right.set_ylim(0.8, 8)
     right.set_title(r"How far noised samples are from it: $\|x_t\|/r_t$", fontsize=13)
     right.set_ylabel("norm over radius", fontsize=11)
-    right.legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(0.53, 0.76))
+    right.legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(0.52, 0.76))
     for ax in (left, right):
         ax.axvspan(start, last, color="#F0E442", alpha=0.22, lw=0)
         ax.axvline(start, color="0.35", lw=1.2)

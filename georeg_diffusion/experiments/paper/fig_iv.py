@@ -49,11 +49,15 @@ def run(lab: Lab) -> Finding:
             letter = "b" if other == "none" else "c"
             text = f"{name}: the sphere's metric (d) preserves the geometry better than ({letter}) {LOSSES[other]}"
             claims.append(less(text, scores["sphere"], scores[other], "loss"))
+        text = f"{name}: without the loss (b) points far away are often located closely, with it (d) less so"
+        claims.append(less(text, scores["sphere"], scores["none"], "distances"))
         text = f"{name}: G = I (c) distorts less than reconstruction only (b)"
         claims.append(less(text, scores["flat"], scores["none"], "loss"))
     notes = (
         "The paper does not say how its illustrations differ; these are other parts of the sphere. Beside the chart's "
         "centre, its scale differs across the part, and G = I with it.",
+        "The wider the part, the less there is of an isometry to find: on most of S² the loss's minimum squeezes the rim, "
+        "and loss, condition number and spread no longer agree on what is best.",
     )
     picture = latents(rows, lab.path("fig_iv.png"), seed=lab.seeds[0])
     return Finding(tuple(tables), (picture,), tuple(claims), notes)

@@ -42,7 +42,7 @@ def test_fig2_has_a_row_for_each_loss_and_a_picture(lab, tmp_path, monkeypatch):
 def test_fig_iv_has_a_table_for_each_part_of_the_sphere(lab, tmp_path, monkeypatch):
     finding = found(replace(lab, seeds=(0,)), "figIV", tmp_path, monkeypatch, steps=3)
     assert len(finding.tables) == 3
-    assert len(finding.claims) == 9
+    assert len(finding.claims) == 12
     assert is_picture(finding.pictures[0])
 
 
