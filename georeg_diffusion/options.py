@@ -200,8 +200,11 @@ def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
         if isinstance(value, bool) or (inner is int and not number.is_integer()):
             raise wrong
         value = inner(number) if inner is float else int(value)
-    elif not isinstance(value, str):
-        raise wrong
+    else:  # in YAML a list such as [fid, ppl], or numbers
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if not items or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in items):
+            raise wrong
+        value = ",".join(map(str, items))
     choices, low, high = entry.metadata["choices"], entry.metadata["minimum"], entry.metadata["maximum"]
     if choices and value not in choices:
         raise UsageError(f"{flag}: got {value!r}, expected one of {', '.join(choices)}")

@@ -86,6 +86,8 @@ def interval(estimate: Estimate | None) -> tuple[float | None, float | None]:
 def found(bargains: Mapping[str, Bargain]) -> bool | None:
     """Whether a setting improves at no cost: True where one does, False where none can, None where that is open.
 
+    Settings that were not measured count only where there are no others.
+
     Example:
         >>> from georeg_diffusion.experiments.no_worse import Bargain, found
         >>> verdicts = ("free", "costly", "no gain", "cost unclear")
@@ -93,7 +95,7 @@ def found(bargains: Mapping[str, Bargain]) -> bool | None:
         >>> found({"a": costly, "b": free}), found({"a": costly, "b": worse}), found({"a": costly, "b": unclear})
         (True, False, None)
     """
-    verdicts = {one.verdict for one in bargains.values()}
+    verdicts = {one.verdict for one in bargains.values()} - {"not measured"}
     if "free" in verdicts:
         return True
     return False if verdicts and verdicts <= {"costly", "no gain"} else None

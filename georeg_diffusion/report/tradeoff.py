@@ -125,7 +125,8 @@ def _scales(ax: Any, spots: Sequence[Spot]) -> None:
 
 
 def _style(series: Sequence[str], name: str) -> tuple[str, str]:
-    return LINES[series.index(name) % len(LINES)]
+    round_, index = divmod(series.index(name), len(LINES))
+    return LINES[index][0], LINES[(index + round_) % len(LINES)][1]
 
 
 def _fill(color: str, state: str) -> dict[str, Any]:

@@ -186,6 +186,22 @@ def test_lambda_is_of_the_normalised_loss_for_all_data_sets(folder, monkeypatch)
     assert labs[0].recipe.training["normalize"] is True
 
 
+def test_lists_of_a_file_are_lists(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "replicated", lambda lab, names, **changes: seen.append(changes) or stop())
+    seen = []
+
+    def stop():
+        raise RunError("enough")
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text("lambda_iso: [0, 1e-3, 0.1]\nlambda_iso_schedule: [early]\nisometry_skip: 0.5\nseeds: 1\n")
+    code, said = command("--config", file, out=tmp_path / "out")
+    assert (code, seen) == (1, [{"lambda_iso": 0.0}])
+    assert "1 of 3: λ = 0" in said
+    file.write_text("lambda_iso: [true]\n")
+    assert "--lambda-iso: got [True], expected str" in command("--config", file, out=tmp_path / "out")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

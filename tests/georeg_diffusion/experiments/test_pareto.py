@@ -180,6 +180,9 @@ def test_what_is_found_over_all_settings():
     assert found({"a": costly, "b": worse}) is False
     assert found({"a": costly, "b": unclear}) is None
     assert found({}) is None
+    failed = against((math.nan, 0.0, 0.0, 0.0), DOWN)
+    assert found({"a": costly, "b": failed}) is False
+    assert found({"b": failed}) is None
     assert closest({"a": costly, "b": unclear}) == "a"  # +22% against +33% at the upper end
     assert closest({"a": worse}) is None
 
@@ -226,6 +229,7 @@ def test_the_picture_draws_what_there_is(tmp_path):
         "two": {"PPL": [base, ours], "mRTL": [base]},
         "one": {"PPL": [ours], "mRTL": []},
         "zero": {"PPL": [Spot(0.0, -1.0, 0.0, 0.0, "0", "s", "undecided", True)]},
+        "many": {"PPL": [base, *(Spot(5.0 + i, 5.0, None, None, "1", f"s{i}", "front", False) for i in range(9))]},
     }.items():
         target = tmp_path / f"{name}.png"
         tradeoff(panels, target, title="t", xlabel="FID", tolerance=0.05, caption="how")
