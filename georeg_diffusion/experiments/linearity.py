@@ -16,7 +16,7 @@ from georeg_diffusion.evaluation.feature_network import features_of
 from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.experiments.comparison import Replicated
 from georeg_diffusion.experiments.lab import Lab
-from georeg_diffusion.experiments.measured import available, gathered, labels_of, mean_of, models_of, share
+from georeg_diffusion.experiments.measured import absent, available, gathered, labels_of, mean_of, models_of, share
 
 STEP_ANGLE = 0.2
 """Radians that γ = 1 turns a noise by: ``edit``'s default."""
@@ -41,11 +41,13 @@ class Moved:
         scores: by model, numbers for each seed; also of :data:`MATCHED`.
         images: by model, ``(S, B, C, H, W)`` of the first seed.
         num_steps: of DDIM.
+        notes: about what is not measured.
     """
 
     scores: Mapping[str, Replicated]
     images: Mapping[str, Tensor]
     num_steps: int
+    notes: tuple[str, ...] = ()
 
 
 def move_all(lab: Lab, weights: Tensor, *, extra: Extra = lambda changes: {}) -> Moved:
@@ -77,7 +79,8 @@ def move_all(lab: Lab, weights: Tensor, *, extra: Extra = lambda changes: {}) ->
                 shown[name] = images
         angle = STEP_ANGLE * sizes[0] / sizes[1] if sizes[1] > 0 else STEP_ANGLE
         scores[MATCHED].append(measured(setting, edit_x(subjects, vectors, weights, angle), weights, extra))
-    return Moved({name: gathered(one) for name, one in scores.items()}, shown, num_steps)
+    notes = absent(features=setting.features, classifier=setting.classifier)
+    return Moved({name: gathered(one) for name, one in scores.items()}, shown, num_steps, notes)
 
 
 def subjects_at(setting: Setting, count: int, *, first: int = 0) -> Subjects:
@@ -130,7 +133,7 @@ def linear_share(changes: Tensor, weights: Tensor) -> Tensor:
         >>> from georeg_diffusion.experiments.linearity import linear_share
         >>> gamma = torch.tensor([[-1.0], [0.0], [1.0]])
         >>> both = torch.stack([gamma, gamma.square()], dim=1)             # two samples, one linear and one even
-        >>> linear_share(both, gamma).tolist()
+        >>> linear_share(both, gamma).round(decimals=6).tolist()
         [1.0, 0.0]
     """
     w, delta = weights.double(), changes.double()

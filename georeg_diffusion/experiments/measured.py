@@ -70,6 +70,17 @@ def available(tool: Callable[[], T]) -> T | None:
         return None
 
 
+def absent(**tools: Callable[[], object]) -> tuple[str, ...]:
+    """Which tools a setting lacks, why, and the remedy, for notes."""
+    found = []
+    for name, tool in tools.items():
+        try:
+            tool()
+        except RunError as error:
+            found.append(f"nothing was measured by the {name.replace('_', ' ')}: {error}")
+    return tuple(found)
+
+
 def labels_of(setting: Setting, images: Tensor) -> tuple[Tensor, Tensor] | None:
     """Labels ``(..., K)``, true or false, and confidence ``(...)`` of images ``(..., C, H, W)``; None without a classifier.
 

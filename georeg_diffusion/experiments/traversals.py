@@ -14,7 +14,7 @@ from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.experiments.comparison import Replicated, falls, setting_of
 from georeg_diffusion.experiments.finding import Claim, Table
 from georeg_diffusion.experiments.lab import Lab
-from georeg_diffusion.experiments.measured import available, gathered, labels_of, mean_of, table_of
+from georeg_diffusion.experiments.measured import absent, available, gathered, labels_of, mean_of, table_of
 from georeg_diffusion.sampling.ddim import ddim_steps
 from georeg_diffusion.sampling.images import require_finite
 from georeg_diffusion.sampling.interpolation import adjacent_distances, interpolate
@@ -59,7 +59,7 @@ class Walked:
             anything that measures perceptually.
         unit: of those distances.
         num_steps: of DDIM.
-        notes: about the ends.
+        notes: about the ends, and about what is not measured.
     """
 
     scores: Mapping[str, Replicated]
@@ -100,6 +100,7 @@ def walk_all(lab: Lab, walks: Mapping[str, Walk], ends_of: Ends) -> Walked:
         steps, unit = {name: adjacent_distances(frames) for name, frames in shown.items()}, "L2 of pixels in [−1, 1]"
     found = {name: gathered(one) for name, one in scores.items()}
     kept = {name: one for name, one in steps.items() if one is not None}
+    notes += absent(perceptual_distance=setting.distance, classifier=setting.classifier)
     return Walked(found, shown, kept, unit, setting.steps(20, 100), tuple(notes))
 
 

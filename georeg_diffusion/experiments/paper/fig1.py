@@ -51,6 +51,7 @@ def run(lab: Lab) -> Finding:
         *traversals.claims_of(found.scores, SLERP, OURS),
     )
     notes = (
+        *found.notes,
         "The first pair of the first seed is drawn, whatever it shows.",
         "Lerp's inner points are shorter than noise is, at the middle by about 1/√2: where no noise lies.",
     )

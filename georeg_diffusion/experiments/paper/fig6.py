@@ -39,5 +39,5 @@ def run(lab: Lab) -> Finding:
             unit=found.unit,
         )
     table = traversals.table(lab, f"{SOURCE}: {TITLE}", found, (("isometric − base", base, ours),))
-    notes = (f"The first {count} pairs of the first seed are drawn, whatever they show.",)
+    notes = (*found.notes, f"The first {count} pairs of the first seed are drawn, whatever they show.")
     return Finding((table,), pictures, traversals.claims_of(found.scores, base, ours), notes)

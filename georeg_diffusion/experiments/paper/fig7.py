@@ -59,6 +59,7 @@ def run(lab: Lab) -> Finding:
         comparison.falls("Fewer changes of class also where the images change as much as the base's", one, three, FLIPPED),
     )
     notes = (
+        *found.notes,
         "A model whose images move less is more linear for that reason alone; hence the isometric model is also turned so "
         "far that its images change as much as the base's.",
         "Each model has its own directions, and which way is positive is arbitrary in each. The paper's direction changes "

@@ -61,6 +61,7 @@ def run(lab: Lab) -> Finding:
         comparison.rises("More linear also where the images change as much as the base's", one, three, LINEAR),
     )
     notes = (
+        *found.notes,
         "A model whose images move less is more linear for that reason alone; hence the isometric model is also turned so "
         "far that its images change as much as the base's.",
         "The paper's directions are age and gender; digits have neither, and these are the first two, whatever they change.",

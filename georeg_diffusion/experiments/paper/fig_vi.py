@@ -30,7 +30,7 @@ def run(lab: Lab) -> Finding:
     from georeg_diffusion.experiments import comparison
     from georeg_diffusion.experiments.finding import Claim, Finding
     from georeg_diffusion.experiments.linearity import subjects_at
-    from georeg_diffusion.experiments.measured import gathered, models_of, table_of
+    from georeg_diffusion.experiments.measured import absent, gathered, models_of, table_of
     from georeg_diffusion.experiments.replicates import in_words, is_below_zero, over_seeds, paired
     from georeg_diffusion.report.edits import write_injection
 
@@ -95,7 +95,10 @@ def run(lab: Lab) -> Finding:
             f"share {in_words(change)}",
         )
     )
-    notes = ("Rows are x₀, columns x₀′, as in the paper; the first of the first seed are drawn, whatever they show.",)
+    notes = (
+        *absent(classifier=setting.classifier, distance=setting.distance),
+        "Rows are x₀, columns x₀′, as in the paper; the first of the first seed are drawn, whatever they show.",
+    )
     return Finding((table,), tuple(pictures), tuple(claims), notes)
 
 

@@ -81,7 +81,7 @@ def test_moves_are_measured_from_the_unedited(small):
 
 @pytest.mark.parametrize("name", ["fig7", "figV"])
 def test_figures_of_moves_also_match_the_size_of_the_change(small, name):
-    found = find(name).run(replace(small, experiment=name))
+    found = find(name).run(replace(small, experiment=name, seeds=(0,)))
     (table,) = found.tables
     base, ours, matched = next(row for row in table.rows if row[0] == SIZE)[1:4]
     assert table.columns[3] == MATCHED
@@ -120,7 +120,7 @@ def test_transferred_classes_are_counted_against_chance(small, monkeypatch):
 
 
 def test_figure_vi_shows_both_models(small):
-    found = find("figVI").run(replace(small, experiment="figVI"))
+    found = find("figVI").run(replace(small, experiment="figVI", seeds=(0,)))
     assert [picture.parent.name for picture in found.pictures] == ["base", "isometric"]
     assert all(is_picture(picture) for picture in found.pictures)
     assert len(found.claims) == 3
@@ -128,15 +128,14 @@ def test_figure_vi_shows_both_models(small):
 
 
 def test_figure_5_has_each_reverse_step_of_each_weight(small):
-    lab = replace(small, experiment="fig5")
+    lab = replace(small, experiment="fig5", seeds=(0,))
     found = find("fig5").run(lab)
     (table,) = found.tables
     assert table.columns[3:] == ("λ = 0", "λ = 0.001", "λ = 0.01", "λ = 0.1")
     assert [row[2] for row in table.rows[:2]] == ["no", "no"]  # steps at 500 and 0, and the loss acts at t > 500
-    entry = lab.score(lab.model(1), 1, "mrtl")["mrtl"]
-    other = lab.score(lab.model(0), 0, "mrtl")["mrtl"]
-    assert table.rows[1][5].value == pytest.approx((entry["details"]["rtl"][1] + other["details"]["rtl"][1]) / 2)
-    assert table.rows[2][5].value == pytest.approx((entry["value"] + other["value"]) / 2)  # mRTL
+    entry = lab.score(lab.model(0), 0, "mrtl")["mrtl"]
+    assert table.rows[1][5].value == pytest.approx(entry["details"]["rtl"][1])
+    assert table.rows[2][5].value == pytest.approx(entry["value"])  # mRTL
     assert is_picture(found.pictures[0])
 
 
