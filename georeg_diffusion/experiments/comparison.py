@@ -123,9 +123,9 @@ def setting_of(lab: Lab) -> str:
     """What was trained here, in one line, for a caption."""
     recipe, count = lab.recipe, len(lab.seeds)
     kind = "normalised" if recipe.training.get("normalize", True) else "bare"
-    error = "± one standard error of the mean over seeds" if count > 1 else "one seed, so no standard errors"
+    error = f"{count} seeds, ± one standard error of the mean over them" if count > 1 else "one seed, so no standard errors"
     return (
         f"{training_of(lab)} with and without the loss ({kind}, λ = "
-        f"{recipe.lambda_iso:g}); {count} seed{'s' if count > 1 else ''}, {error}; differences are of models of one seed."
+        f"{recipe.lambda_iso:g}); {error}; differences are of models of one seed."
         + ("" if is_fid(lab) else " FD is a Fréchet distance by another network's features, no FID.")
     )

@@ -82,7 +82,7 @@ _QUICK = replace(
     steps=60,
     autoencoder_steps=300,
     points=512,
-    num_samples={"fid": 448, "kid": 448, "ppl": 128, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800},
+    num_samples={"fid": 448, "kid": 448, "ppl": 128, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800, "isometry": 48},
 )
 _QUICK_SAMPLES = {"fid": 256, "kid": 256, "ppl": 64, "mrtl": 4, "mcn": 4, "vor": 4, "vor_log": 4, "ls": 200}
 
