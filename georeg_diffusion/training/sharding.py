@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -70,9 +71,14 @@ def distributed(accelerator: Any, objective: nn.Module) -> Any:
     """The objective on its device, made one of several processes: by DDP, or in shards where FSDP2 is asked for.
 
     In shards, parameters are new ones from here on; an optimiser is made from those.
+
+    Raises:
+        RunError: a torch that has no FSDP2 for CPUs.
     """
     if accelerator.num_processes == 1 or not wants_shards():
         return accelerator.prepare(objective)
+    if accelerator.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise RunError(f"accelerate: got FSDP2 on CPUs with torch {torch.__version__}, expected a newer torch, or DDP")
     return Shards(accelerator, objective.to(accelerator.device))
 
 

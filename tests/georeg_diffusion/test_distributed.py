@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
 import georeg
+from georeg_diffusion.errors import RunError
+from georeg_diffusion.training import sharding
 from georeg_diffusion.training.log import read_log
 from tests.georeg_diffusion import rank
 from tests.georeg_diffusion.conftest import cli, weights
@@ -289,6 +292,14 @@ def test_what_shards_do_not_do_is_refused(tmp_path, model, monkeypatch, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_older_torch_has_no_shards_on_cpus(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.delattr(torch.cpu.Stream, "record_event")
+    with pytest.raises(RunError, match="got FSDP2 on CPUs with torch .*, expected a newer torch"):
+        sharding.distributed(SimpleNamespace(num_processes=2, device=torch.device("cpu")), torch.nn.Linear(1, 1))
+
+
 @pytest.mark.usefixtures("fresh_state")
 def test_shards_asked_for_in_one_process_are_that_process(tmp_path, model, monkeypatch, alone):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -309,7 +320,6 @@ def test_pooling_micro_batches_needs_the_global_scope(tmp_path, model, capsys):
 def test_parameters_in_parts_by_others_are_refused(tmp_path, monkeypatch):
     import accelerate
 
-    from georeg_diffusion.errors import RunError
     from georeg_diffusion.training import run
     from georeg_diffusion.training.config import TrainConfig
 
