@@ -263,8 +263,8 @@ def table(results: Results) -> str:
 def plot(results: Results, target: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
-    axes = figure.subplots(2, 2, squeeze=False).flatten()
+    figure = Figure(figsize=(11, 3.7 * (len(results) // 2)), layout="constrained")  # two states of each network
+    axes = figure.subplots(len(results) // 2, 2, squeeze=False).flatten()
     kinds = {"default": "o", "Hutchinson": "s", "half": "D", "one step": "*", "different": "d", "asymmetric": "^"}
     kinds |= {"Gram": "v", "HutchPP": "P", "XTrace": "X"}
     for ax, (title, (_, found)) in zip(axes, results.items(), strict=True):
