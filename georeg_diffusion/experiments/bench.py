@@ -68,7 +68,7 @@ def write_table(table: Table, folder: Path, stem: str) -> None:
 def show(
     finding: Finding,
     folder: Path,
-    heading: str = "The paper's claims, here (decided where a difference is beyond two standard errors):",
+    heading: str = "The paper's claims, here (decided where a difference's 95% interval leaves out zero):",
 ) -> None:
     """Tables, claims, notes and files, on the terminal."""
     for table in finding.tables:
@@ -85,8 +85,9 @@ def show(
 
 
 def _key(lab: Lab, module: ModuleType) -> str:
-    """A hash of all that an experiment follows from, its own source included."""
-    source = Path(str(module.__file__)).read_bytes()
+    """A hash of all that an experiment follows from: its own source and that of the modules which it shares with others."""
+    files = [Path(str(module.__file__)), *sorted(Path(__file__).parent.glob("*.*"))]
+    sources = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     measures = {key: str(value) for key, value in lab.measures.items()}
     parts = [
         version("georeg"),
@@ -94,7 +95,7 @@ def _key(lab: Lab, module: ModuleType) -> str:
         lab.seeds,
         lab.quick,
         measures,
-        hashlib.sha256(source).hexdigest(),
+        sources.hexdigest(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
-
 from georeg import Estimate
 from georeg_diffusion.experiments.pareto import Values, is_measured
-from georeg_diffusion.experiments.replicates import is_below_zero, over_seeds, paired
+from georeg_diffusion.experiments.replicates import interval, is_below_zero, over_seeds, paired
 
 Verdict = Literal["free", "costly", "no gain", "gain unclear", "cost unclear", "not measured"]
 
@@ -27,8 +25,8 @@ class Bargain:
         gain: ours − base of the score that shall fall, paired by seed.
         rise: relative rise of the other, ours/base − 1, paired by seed.
         low, high: its 95% interval, from Student's t with one degree of freedom less than seeds; None from one seed.
-        verdict: ``"free"``: the gain is beyond two standard errors, and the interval below the tolerance; ``"costly"``: the
-            interval is above the tolerance; ``"no gain"``: the score rose instead, beyond two standard errors; ``"gain
+        verdict: ``"free"``: the gain is beyond its 95% interval, and that of the rise below the tolerance; ``"costly"``:
+            that is above the tolerance; ``"no gain"``: the score rose instead, beyond its interval; ``"gain
             unclear"`` and ``"cost unclear"``: there is too little evidence of the one, or of the other; ``"not measured"``.
     """
 
@@ -65,22 +63,6 @@ def bargain(*, base_cost: Values, cost: Values, base_gain: Values, gain: Values,
     rise = _relative_rise(base_cost, cost)
     low, high = interval(rise)
     return Bargain(change, rise, low, high, _verdict(change, rise, low, high, tolerance))
-
-
-def interval(estimate: Estimate | None) -> tuple[float | None, float | None]:
-    """The 95% interval of a mean over seeds, ± t·SE with Student's t: ± 4.3 standard errors from 3 seeds, 2.3 from 10.
-
-    Example:
-        >>> from georeg import Estimate
-        >>> from georeg_diffusion.experiments.no_worse import interval
-        >>> low, high = interval(Estimate(1.0, 0.1, 3))
-        >>> round(low, 3), round(high, 3)
-        (0.57, 1.43)
-    """
-    if estimate is None or estimate.stderr is None:
-        return None, None
-    reach = float(stats.t.ppf(0.975, estimate.n - 1)) * estimate.stderr
-    return estimate.value - reach, estimate.value + reach
 
 
 def found(bargains: Mapping[str, Bargain]) -> bool | None:

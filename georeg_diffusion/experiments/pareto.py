@@ -35,8 +35,8 @@ class Standing:
 def standings(points: Mapping[str, Sequence[Values]]) -> dict[str, Standing]:
     """Where each setting stands; lower is better in all scores.
 
-    a dominates b where a is lower beyond two standard errors in one score at least, and in the others lower beyond two
-    standard errors or equal in every seed. It certainly does not where a is higher beyond two standard errors in some
+    a dominates b where a is lower beyond the 95% interval in one score at least, and in the others lower beyond it or
+    equal in every seed. It certainly does not where a is higher beyond the 95% interval in some
     score, or equal to b in all. Differences are paired by seed; from one seed there is no standard error, and nothing but
     equality is certain.
 

@@ -20,8 +20,8 @@ from georeg_diffusion.files import write_json
 from georeg_diffusion.report.tradeoff import Spot, tradeoff
 
 _STANDINGS = (
-    "Front: certainly not dominated. Dominated: another setting is better in one score, beyond two standard errors, and in "
-    "the other better too, or equal. Undecided: the errors do not tell. Free: a gain beyond two standard errors, and a 95% "
+    "Front: certainly not dominated. Dominated: another setting is better in one score, beyond its 95% interval, and in "
+    "the other better too, or equal. Undecided: the errors do not tell. Free: a gain beyond its 95% interval, and a 95% "
     "interval (Student's t) of the relative rise of {cost} that ends below {tolerance:.3g}%; that a rise is not significant "
     "is not enough."
 )

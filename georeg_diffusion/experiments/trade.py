@@ -86,7 +86,7 @@ def claim_of(one: Trade, cost: str, gain: str) -> Claim:
     elif any(each.low is not None for each in bargains.values()):
         costly = sum(each.verdict == "costly" for each in bargains.values())
         evidence = (
-            f"of {tried}, {lowered} lower{'s' if lowered == 1 else ''} {gain} beyond two standard errors, and {costly} "
+            f"of {tried}, {lowered} lower{'s' if lowered == 1 else ''} {gain} beyond its 95% interval, and {costly} "
             f"certainly cost{'s' if costly == 1 else ''} more than that"
         )
         nearest = closest(bargains)

@@ -99,7 +99,7 @@ def claims_of(slope: Estimate) -> tuple[Claim, ...]:
     from georeg_diffusion.experiments.replicates import is_below_zero
 
     falls = is_below_zero(slope)
-    off = is_below_zero(Estimate(slope.value + 0.5, slope.stderr, slope.n), sigmas=3)
+    off = is_below_zero(Estimate(slope.value + 0.5, slope.stderr, slope.n), confidence=0.997)
     error = "" if slope.stderr is None else f" ± {slope.stderr:.2g}"
     said = f"slope in logarithms {slope.value:.3f}{error}, {slope.n} estimates of each N"
     return (

@@ -34,10 +34,10 @@ def test_what_a_seed_decides_for_both_cancels_in_differences():
 
 
 @pytest.mark.parametrize(
-    ("value", "stderr", "expected"), [(-2.1, 1.0, True), (2.1, 1.0, False), (-1.9, 1.0, None), (-5.0, None, None)]
+    ("value", "stderr", "expected"), [(-4.31, 1.0, True), (4.31, 1.0, False), (-4.29, 1.0, None), (-5.0, None, None)]
 )
-def test_a_difference_counts_beyond_two_standard_errors(value, stderr, expected):
-    assert is_below_zero(Estimate(value, stderr, 3)) is expected
+def test_a_difference_counts_beyond_students_interval(value, stderr, expected):
+    assert is_below_zero(Estimate(value, stderr, 3)) is expected  # 4.303 is tabulated for two degrees of freedom, 95%
 
 
 def replicated(*values):
