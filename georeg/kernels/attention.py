@@ -39,7 +39,7 @@ from georeg.kernels.rules import Maybe, Operator
 from georeg.kernels.weighting import Scores, Weighting
 
 BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
-"""Size of a block of the L × S matrices: what fits into a cache, or fills a GPU."""
+"""Size of a block of the L × S matrices: what fits into the cache of each of the CPU's threads, or fills a GPU."""
 
 WIDTH = 32
 """Heads of this width are worth keeping matrices for. Computing a number of S again is a sum over the width, in the cache,
@@ -157,6 +157,10 @@ def _keeps(q: Tensor, k: Tensor) -> bool:
     return has_derivatives and not is_frugal() and q.shape[-1] >= WIDTH and k.shape[-2] <= WIDTH * q.shape[-1]
 
 
+def _block_bytes(device: str) -> int:
+    return BLOCK_BYTES["cpu"] * torch.get_num_threads() if device == "cpu" else BLOCK_BYTES["cuda"]
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -179,7 +183,7 @@ def attention(
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
         attn_mask, dropout_p, is_causal, scale, enable_gqa: as of torch's own.
-        block_bytes: size of a block of an L × S matrix; default 512 KiB on a CPU, 64 MiB on a GPU.
+        block_bytes: size of a block of an L × S matrix; default 512 KiB for each thread of a CPU, 64 MiB on a GPU.
 
     Raises:
         ValueError: shapes that do not belong together; a block of no bytes.
@@ -209,7 +213,7 @@ def attention(
             f"query, key, value: got shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, expected "
             "(..., L, D), (..., S, D) and (..., S, M)"
         )
-    size = BLOCK_BYTES.get(query.device.type, BLOCK_BYTES["cuda"]) if block_bytes is None else block_bytes
+    size = _block_bytes(query.device.type) if block_bytes is None else block_bytes
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     # Probabilities of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(query.dtype, torch.float32)

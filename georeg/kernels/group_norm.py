@@ -24,7 +24,7 @@ from georeg.kernels.rules import Maybe, Operator
 aten = torch.ops.aten
 
 CACHE_BYTES = 2**19
-"""On a CPU the second-order rule works through a batch in parts of this size, whose temporaries stay in the cache."""
+"""On a CPU the second-order rule works through a batch in parts of this size for each thread, which stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class _GroupNorm(Operator):
         (v,), (x, w, b) = tangents, primals
         assert v is not None  # the only point
         c, v = c.contiguous(), v.contiguous()
-        rows = len(x) if x.device.type != "cpu" else max(CACHE_BYTES // (x[0].numel() * x.element_size()), 1)
+        part_bytes = CACHE_BYTES * torch.get_num_threads()
+        rows = len(x) if x.device.type != "cpu" else max(part_bytes // (x[0].numel() * x.element_size()), 1)
         pushed, pulled, dx = (torch.empty_like(x) if want else None for want in (push, pull, wanted[0]))
         work = x.new_empty(3, *x[:rows].shape)
         sums = []
