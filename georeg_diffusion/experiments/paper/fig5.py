@@ -96,7 +96,6 @@ def claims_of(means: Mapping[str, Replicated], perfect: float) -> tuple[Claim, .
     where = paired(drops(RESTS), drops(ACTS))
     shares = ["—" if (gone := removed(kind)) is None else f"{gone:.0%}" for kind in (ACTS, RESTS)]
     level = strongest.mean(ACTS)
-    above = _above(level, 1.0)
     return (
         Claim("RTL falls with every larger λ", monotone, f"mRTL, {said}"),
         Claim(f"RTL is lower at {names[-1]} than at the base", is_below_zero(overall), f"mRTL {in_words(overall)}"),
@@ -113,17 +112,18 @@ def claims_of(means: Mapping[str, Replicated], perfect: float) -> tuple[Claim, .
         ),
         Claim(
             f"A strong loss reduces the ratio to 1 ({names[-1]})",
-            None if above is None else not above,
-            f"RTL where the loss acts {Cell.of(level)}; a perfect isometry has {perfect:.4f}",
+            _is_below(level, (1 + perfect) / 2),
+            f"RTL where the loss acts {Cell.of(level)}; a perfect isometry has {perfect:.4f}, and asked is which is nearer",
         ),
     )
 
 
-def _above(level: Estimate | None, value: float) -> bool | None:
-    """Whether a level is above a value beyond its standard error; None where there is none to decide by."""
-    if level is None or level.stderr is None:
-        return None
-    return level.value - value > 2 * level.stderr
+def _is_below(level: Estimate | None, value: float) -> bool | None:
+    """Whether a level is below a value, or above it, beyond its interval; None where that is unclear."""
+    from georeg import Estimate
+    from georeg_diffusion.experiments.replicates import is_below_zero
+
+    return None if level is None else is_below_zero(Estimate(level.value - value, level.stderr, level.n))
 
 
 def _means(seeds: Sequence[Mapping[str, list[float]]], gated: Sequence[bool], kind: str) -> tuple[float | None, ...]:

@@ -155,5 +155,7 @@ def test_claims_of_figure_5_follow_from_the_numbers():
     assert [claim.holds for claim in same] == [None, None, None, None, False]
     flat = means([1.001, 0.999, 1.0], [1.2, 1.21, 1.19])
     assert fig5.claims_of({"λ = 0": base, "λ = 1": flat}, 1.11)[-1].holds is True
+    noisy = means([1.0, 1.3, 1.1], [1.2, 1.21, 1.19])
+    assert fig5.claims_of({"λ = 0": base, "λ = 1": noisy}, 1.11)[-1].holds is None  # not known to be above 1 is not 1
     ungated = Replicated({**base.values, fig5.ACTS: (None, None, None)}, {}, {})
     assert [claim.holds for claim in fig5.claims_of({"λ = 0": ungated, "λ = 1": ungated}, 1.11)][2:] == [None, None, None]
