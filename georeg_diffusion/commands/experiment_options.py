@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from georeg_diffusion.errors import UsageError
 from georeg_diffusion.experiments.recipe import DATASETS
 from georeg_diffusion.options import option
 
@@ -57,8 +59,14 @@ class ExperimentOptions:
     device: str | None = option(None, "Device, such as cpu, cuda or cuda:1. Default: a GPU where there is one.", panel=_RUN)
 
 
-def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path) -> Lab:
+def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = "--output-dir") -> Lab:
     """A lab in a folder, which is claimed.
+
+    Args:
+        config: what the user asked for.
+        recipe: what is trained.
+        folder: of models and scores.
+        flag: the option that names the folder.
 
     Raises:
         UsageError: a folder of something else; a device that cannot be used.
@@ -68,7 +76,7 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path) -> Lab:
     from georeg_diffusion.experiments.lab import Lab
 
     device = device_of(config.device)
-    claim(folder)
+    claim(folder, flag)
     return Lab(
         recipe=recipe,
         seeds=tuple(range(config.seed, config.seed + config.seeds)),
@@ -77,6 +85,16 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path) -> Lab:
         device=device,
         measures=_measures(config),
     )
+
+
+def refuse_several_processes(command: str) -> None:
+    """Refuse to run under torchrun and the like, where each process would train and write the same.
+
+    Raises:
+        UsageError: there are several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"WORLD_SIZE: {command} runs in one process; start it without torchrun")
 
 
 def _measures(config: ExperimentOptions) -> dict[str, Any]:

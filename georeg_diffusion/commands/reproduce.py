@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +20,15 @@ class ReproduceConfig(ExperimentOptions):
     runs the paper's protocol: `reproduce table1 --dataset celebahq256 --data-dir IMAGES`.
 
     Each experiment writes tables (.md, .csv), pictures and finding.json into a folder of its name, with the paper's claims
-    decided by standard errors over the seeds. Models and scores are kept and shared; to go on after an interruption, or to
+    decided by 95% intervals over the seeds. Models and scores are kept and shared; to go on after an interruption, or to
     see a finished experiment again, run the same command.
     """
 
     names: tuple[str, ...] = argument(f"Any of {', '.join(available())}, or all.", metavar="NAME", many=True)
 
-    lambda_iso: float | None = option(None, "λ of the normalised loss, in place of the recipe's.", panel=_WHAT, minimum=0)
+    lambda_iso: float | None = option(
+        None, "λ of the normalised loss, above 0, in place of the recipe's.", panel=_WHAT, minimum=0
+    )
 
     output_dir: Path = option(
         Path("outputs/reproduce"), "Where results, models and scores are kept; each experiment has a folder.", panel=_RUN
@@ -39,15 +40,14 @@ CONFIG = ReproduceConfig
 
 def run(config: ReproduceConfig) -> None:
     """Run the experiments, and show what they found."""
-    from georeg_diffusion.commands.experiment_options import lab_of
+    from georeg_diffusion.commands.experiment_options import lab_of, refuse_several_processes
     from georeg_diffusion.errors import RunError, UsageError
     from georeg_diffusion.experiments import chosen, find
     from georeg_diffusion.experiments.bench import show, worked_off
     from georeg_diffusion.experiments.recipe import recipe_of
     from georeg_diffusion.progress import console
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("WORLD_SIZE: reproduce runs in one process; start it without torchrun")
+    refuse_several_processes("reproduce")
     modules = {name: find(name) for name in chosen(config.names)}
     recipe = recipe_of(
         config.dataset,

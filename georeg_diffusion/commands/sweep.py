@@ -48,16 +48,20 @@ CONFIG = SweepConfig
 
 def run(config: SweepConfig) -> None:
     """Train and score all settings, and show what they trade."""
-    from georeg_diffusion.commands.experiment_options import lab_of
+    from georeg_diffusion.commands.experiment_options import lab_of, refuse_several_processes
     from georeg_diffusion.errors import RunError
     from georeg_diffusion.experiments.bench import claim, show
     from georeg_diffusion.experiments.recipe import recipe_of
     from georeg_diffusion.experiments.sweep import grid, measure
     from georeg_diffusion.experiments.sweep_report import write
 
+    refuse_several_processes("sweep")
     settings = grid(config.lambda_iso, config.lambda_iso_schedule, config.isometry_skip)
     recipe = recipe_of(config.dataset, quick=config.quick, data_dir=config.data_dir, pretrained=config.pretrained)
-    lab = lab_of(config, recipe, config.models_dir or config.output_dir)
+    if config.models_dir is None:
+        lab = lab_of(config, recipe, config.output_dir)
+    else:
+        lab = lab_of(config, recipe, config.models_dir, "--models-dir")
     claim(config.output_dir)
     sweep = measure(lab, settings)
     finding = write(sweep, config.output_dir, tolerance=config.fid_tolerance)

@@ -19,18 +19,22 @@ from georeg_diffusion.progress import console
 _MARK = "reproduce.json"
 
 
-def claim(folder: Path) -> None:
+def claim(folder: Path, option: str = "--output-dir") -> None:
     """Make sure that a folder is new, empty or ours, and mark it.
+
+    Args:
+        folder: of results, or of models and scores.
+        option: which names it, for messages.
 
     Raises:
         UsageError: a file, or a folder of something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output-dir: {folder} is a file, expected a folder")
+        raise UsageError(f"{option}: {folder} is a file, expected a folder")
     if (folder / _MARK).is_file():
         return
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise UsageError(f"--output-dir: {folder} is not empty and holds no experiments of ours; choose another folder")
+        raise UsageError(f"{option}: {folder} is not empty and holds no experiments of ours; choose another folder")
     write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
 
 
@@ -49,6 +53,7 @@ def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
     known = _known(folder, key)
     if known is not None:
         return known
+    _discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     finding: Finding = module.run(lab)
     for index, table in enumerate(finding.tables, start=1):
@@ -88,16 +93,27 @@ def _key(lab: Lab, module: ModuleType) -> str:
     """A hash of all that an experiment follows from: its own source and that of the modules which it shares with others."""
     files = [Path(str(module.__file__)), *sorted(Path(__file__).parent.glob("*.*"))]
     sources = hashlib.sha256(b"".join(file.read_bytes() for file in files))
-    measures = {key: str(value) for key, value in lab.measures.items()}
     parts = [
         version("georeg"),
         _plain(asdict(lab.recipe)),
         lab.seeds,
         lab.quick,
-        measures,
+        lab.given(),
         sources.hexdigest(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _discard(folder: Path) -> None:
+    """Remove what an experiment found with another recipe, of which nothing may stand beside what it finds now."""
+    record_file = folder / "finding.json"
+    try:
+        pictures = [folder / str(name) for name in json.loads(record_file.read_text())["pictures"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pictures = []
+    record_file.unlink(missing_ok=True)
+    for file in (*pictures, *folder.glob("table*.md"), *folder.glob("table*.csv")):
+        file.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -64,7 +64,7 @@ def difference(base: Replicated, ours: Replicated, score: str) -> Estimate | Non
 
 
 def cells(base: Replicated, ours: Replicated, score: str) -> tuple[Cell, Cell, Cell]:
-    """Base, ours and their difference; better where the score fell beyond its standard error and lower is better."""
+    """Base, ours and their difference; better where the score fell beyond its 95% interval and lower is better."""
     change = difference(base, ours, score)
     is_better = is_below_zero(change)
     if chosen(score)[score].lower_is_better is not True:
@@ -92,7 +92,7 @@ def _evidence(base: Replicated, ours: Replicated, score: str, change: Estimate |
 
 def is_fid(lab: Lab) -> bool:
     """Whether Fréchet distances are by Inception's features."""
-    return lab.recipe.dataset != "digits" and lab.measures.get("features") in (None, "inception")
+    return lab.measures.get("features", "classifier" if lab.recipe.dataset == "digits" else "inception") == "inception"
 
 
 def label_of(lab: Lab, score: str) -> str:

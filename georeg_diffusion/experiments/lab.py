@@ -179,6 +179,21 @@ class Lab:
         """
         return self._setting(model, seed, name, options)
 
+    def given(self) -> dict[str, str]:
+        """What experiments take from outside, by its content: what measures, the models and the folder of images.
+
+        Raises:
+            UsageError, RunError: a folder of images without any.
+        """
+        training = self.recipe.training
+        found = {f"training {key}": self._identity(str(training[key])) for key in _PATHS if training.get(key) is not None}
+        if training.get("train_data_dir") is not None:
+            found["images"] = _fingerprint(Path(training["train_data_dir"]))
+        return found | self._measured_by()
+
+    def _measured_by(self) -> dict[str, str]:
+        return {key: self._identity(str(value)) for key, value in self.measures.items()}
+
     def _config(self, seed: int, changes: Mapping[str, Any]) -> TrainConfig:
         recipe = self.recipe
         unknown = sorted(set(changes) - set(_FIELDS))
@@ -239,8 +254,7 @@ class Lab:
         return resolved.relative_to(own).as_posix() if resolved.is_relative_to(own) else _content(resolved)
 
     def _score_file(self, model: Path | str, seed: int, name: str, options: Mapping[str, Any]) -> Path:
-        measures = {key: str(value) for key, value in self.measures.items()}
-        parts = (self._identity(model), seed, name, self._sizes(name, options), measures)
+        parts = (self._identity(model), seed, name, self._sizes(name, options), self._measured_by())
         return self.folder / "scores" / f"{name}-{_hash(parts)}.json"
 
     def _recorded(self, model: Path | str, seed: int, name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:

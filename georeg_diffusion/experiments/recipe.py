@@ -82,7 +82,8 @@ _QUICK = replace(
     steps=60,
     autoencoder_steps=300,
     points=512,
-    num_samples={"fid": 448, "kid": 448, "ppl": 128, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800, "isometry": 48},
+    batch=32,
+    num_samples={"fid": 256, "kid": 256, "ppl": 64, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800, "isometry": 24},
 )
 _QUICK_SAMPLES = {"fid": 256, "kid": 256, "ppl": 64, "mrtl": 4, "mcn": 4, "vor": 4, "vor_log": 4, "ls": 200}
 
@@ -102,13 +103,15 @@ def recipe_of(
         quick: a first look: fewer steps and smaller scores.
         data_dir: folder of the real images, in place of the preset's data set on the hub.
         pretrained: model to continue, in place of the preset's on the hub; for digits in place of pre-training.
-        lambda_iso: λ of the normalised loss, in place of the recipe's.
+        lambda_iso: λ of the normalised loss, in place of the recipe's; those of the other losses change with it.
 
     Raises:
-        UsageError: an unknown data set; a folder of images for the digits, or one that does not exist.
+        UsageError: an unknown data set; a folder of images for the digits, or one that does not exist; no λ above 0.
     """
     if dataset not in DATASETS:
         raise UsageError(f"--dataset: got {dataset!r}, expected one of {', '.join(DATASETS)}")
+    if lambda_iso is not None and not lambda_iso > 0:
+        raise UsageError(f"--lambda-iso: got {lambda_iso:g}, expected a number above 0: at 0 there is nothing to compare")
     if data_dir is not None and dataset == "digits":
         raise UsageError(f"--data-dir: got {data_dir} with the digits, which are scikit-learn's; name a --dataset with it")
     if data_dir is not None and not data_dir.is_dir():
@@ -118,7 +121,9 @@ def recipe_of(
         training = {**recipe.training, "pretrained_model_name_or_path": pretrained}
         recipe = replace(recipe, pretraining_steps=None, training=training)
     if lambda_iso is not None:
-        recipe = replace(recipe, lambda_iso=lambda_iso, training={**recipe.training, "normalize": True})
+        weights = {loss: weight * lambda_iso / recipe.lambda_iso for loss, weight in recipe.weights.items()}
+        training = {**recipe.training, "normalize": True}
+        recipe = replace(recipe, lambda_iso=lambda_iso, weights=weights, training=training)
     return recipe
 
 

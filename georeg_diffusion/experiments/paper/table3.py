@@ -72,7 +72,7 @@ def run(lab: Lab) -> Finding:
         "G = I stands for two things. The paper's is flat in stereographic coordinates (I, flat chart); I, pixels is "
         "Euclidean in the ambient space. The published code's metric cancels to 1 in Eq. 2's unit chart, at a point moved "
         "to radius √(n−1): it is flat in that chart; with G = I that code has no gradient at all.",
-        "λ of strict and path-length are such that their gradients are as long as the isometry loss's at the start; both "
+        f"λ of strict and path-length are {_weights(lab.recipe)}; both "
         "hold the size of J, which the isometry and the conformal loss ignore. path-length has its gradient here.",
         *comparison.protocols(found[BASE]),
     ]
@@ -82,6 +82,12 @@ def run(lab: Lab) -> Finding:
     effects = metric_effect.effects(seeds, points=lab.recipe.points)
     tables.append(metric_effect.table(effects))
     return Finding(tables=tuple(tables), claims=_claims(found), notes=tuple(notes))
+
+
+def _weights(recipe: Recipe) -> str:
+    if {"strict", "path-length"} <= set(recipe.weights):
+        return "such that their gradients are as long as the isometry loss's at the start"
+    return "the isometry loss's, though they differ from it in size, so that neither row is a fair trial of its loss"
 
 
 def _table(lab: Lab, found: Mapping[Row, Replicated]) -> Table:

@@ -227,6 +227,22 @@ def test_a_users_mistake_gets_one_line_and_touches_nothing(command, tmp_path, ar
     assert not (tmp_path / "out").exists()
 
 
+def test_several_processes_are_refused(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = command(*ARGUMENTS, out=tmp_path / "out")
+    assert code == 2
+    assert "sweep runs in one process" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_that_cannot_be_used_is_named_by_its_option(command, tmp_path):
+    (tmp_path / "file").touch()
+    code, said = command(*ARGUMENTS, "--models-dir", tmp_path / "file", out=tmp_path / "out")
+    assert code == 2
+    assert "--models-dir: " in said
+    assert "is a file, expected a folder" in said
+
+
 def test_folders_of_something_else_are_refused(command, tmp_path):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     for more in ((), ("--models-dir", tmp_path / "new")):

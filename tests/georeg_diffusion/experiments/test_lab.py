@@ -12,6 +12,7 @@ from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.weights import weights_hash
 from georeg_diffusion.experiments import lab as module
 from georeg_diffusion.experiments.lab import SEED_STRIDE, Lab
+from georeg_diffusion.report.panels import save_image
 
 
 @pytest.fixture
@@ -131,6 +132,32 @@ def test_a_foreign_model_is_known_by_its_content(lab, model, tmp_path):
         next(bundle.network.parameters()).mul_(1.5)
     bundle.save(other)
     assert lab.score(other, 0, "isometry")["isometry"]["value"] != first
+
+
+def test_what_measures_is_known_by_its_content(lab, tmp_path):
+    """As a classifier may be trained anew in the same folder."""
+    model, folder = lab.model(0), tmp_path / "classifier"
+    folder.mkdir()
+    lab = replace(lab, measures={"features": str(folder), "lpips_backbone": "features"})
+    (folder / "config.json").write_text("{}")
+    first, given = lab._score_file(model, 0, "fid", {}), lab.given()
+    copied = replace(lab, measures={**lab.measures, "features": str(shutil.copytree(folder, tmp_path / "copy"))})
+    assert copied._score_file(model, 0, "fid", {}) == first
+    (folder / "config.json").write_text('{"other": 1}')
+    module._content.cache_clear()
+    assert lab._score_file(model, 0, "fid", {}) != first
+    assert lab.given() != given
+
+
+def test_images_and_model_of_a_recipe_are_known_by_their_content(lab, model, tmp_path):
+    save_image(torch.zeros(3, 8, 8), tmp_path / "a.png")
+    training = {"train_data_dir": tmp_path, "pretrained_model_name_or_path": str(model)}
+    lab = replace(lab, recipe=replace(lab.recipe, pretraining_steps=None, training=training))
+    first = lab.given()
+    assert set(first) == {"images", "training pretrained_model_name_or_path"}
+    save_image(torch.ones(3, 8, 8), tmp_path / "b.png")
+    module._fingerprint.cache_clear()
+    assert {key for key, value in lab.given().items() if value != first[key]} == {"images"}
 
 
 def test_all_seeds_are_measured_by_one_classifier(lab):

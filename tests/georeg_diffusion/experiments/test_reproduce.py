@@ -10,7 +10,7 @@ import pytest
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.experiments import available, bench, chosen, find, recipe
 from georeg_diffusion.experiments.bench import claim, worked_off
-from georeg_diffusion.experiments.comparison import BASE, replicated
+from georeg_diffusion.experiments.comparison import BASE, is_fid, replicated
 from georeg_diffusion.experiments.finding import Cell, Claim, Finding, Table
 from tests.georeg_diffusion.conftest import cli
 
@@ -187,6 +187,50 @@ def test_what_was_found_is_read_back_unless_anything_it_follows_from_changed(lab
     (tmp_path / "one" / "finding.json").write_text('{"key": ')
     worked_off(lab, "one", module)
     assert len(calls) == 7
+
+
+def test_nothing_of_another_recipe_stays_beside_what_is_found(lab, tmp_path):
+    lab, other = replace(lab, folder=tmp_path), replace(lab, folder=tmp_path, seeds=(0,))
+    module, _ = experiment(tmp_path)
+    table = Table("t", ("a", "b"), (("x", Cell(1.0)),))
+    several = SimpleNamespace(**{**vars(module), "run": lambda lab: Finding((table,) * 3)})
+    worked_off(lab, "one", several)
+    (tmp_path / "one" / "mine.png").touch()  # no picture of ours
+    worked_off(other, "one", module)
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {
+        *("finding.json", "table.md", "table.csv", "one.png", "mine.png"),
+    }
+
+    def stopped(lab):
+        lab.path("one.png").write_bytes(b"of another recipe")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worked_off(lab, "one", SimpleNamespace(**{**vars(module), "run": stopped}))
+    worked_off(other, "one", module)
+    assert (tmp_path / "one" / "one.png").read_bytes() == b"png"
+
+
+@pytest.mark.parametrize("value", ["0", "nan", "-1"])
+def test_lambda_that_leaves_nothing_to_compare_is_refused(reproduce, tmp_path, value):
+    code, said = reproduce("table1", f"--lambda-iso={value}", out=tmp_path / "out")
+    assert code == 2
+    assert "--lambda-iso: got" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_other_losses_change_with_lambda():
+    known = recipe.recipe_of("digits")
+    assert recipe.recipe_of("digits", lambda_iso=2 * known.lambda_iso).weights == {
+        loss: pytest.approx(2 * weight) for loss, weight in known.weights.items()
+    }
+
+
+def test_a_frechet_distance_is_an_fid_by_inceptions_features_alone(lab):
+    real = replace(lab, recipe=replace(lab.recipe, dataset="celebahq256"))
+    given = ({}, {"features": "inception"}, {"features": "resnet18"})
+    assert [is_fid(replace(lab, measures=one)) for one in given] == [False, True, False]
+    assert [is_fid(replace(real, measures=one)) for one in given] == [True, True, False]
 
 
 def test_a_folder_is_claimed_once(tmp_path):
