@@ -1,6 +1,6 @@
 """The pictures of docs/concepts.md, made by the code they are about: `python docs/figures/concepts.py`.
 
-scaled_isometry.png   what four maps of the plane do to equal circles, with their losses
+scaled_isometry.png   what five maps of the plane do to equal circles, with their losses
 why_the_sphere.png    where noise lives, and what that means for a straight line
 why_pooled.png        what ratios of means and means of ratios say of the same map
 """
