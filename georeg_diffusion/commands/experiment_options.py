@@ -70,12 +70,14 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
 
     Raises:
         UsageError: a folder of something else; a device that cannot be used.
+        UsageError, RunError: something that measures is named and is not there.
     """
     from georeg_diffusion.commands.workspace import device_of
     from georeg_diffusion.experiments.bench import claim
     from georeg_diffusion.experiments.lab import Lab
 
     device = device_of(config.device)
+    _require_measures(config)
     claim(folder, flag)
     return Lab(
         recipe=recipe,
@@ -85,6 +87,21 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
         device=device,
         measures=_measures(config),
     )
+
+
+def _require_measures(config: ExperimentOptions) -> None:
+    """Open what is named to measure with, so that a wrong name is told before hours of training."""
+    from georeg_diffusion.evaluation.classifier import load_classifier
+    from georeg_diffusion.evaluation.features import open_features
+
+    weights = {"--inception-weights": config.inception_weights, "--lpips-backbone-weights": config.lpips_backbone_weights}
+    for flag, file in weights.items():
+        if file is not None and not file.is_file():
+            raise UsageError(f"{flag}: {file} is not a file, expected one of weights")
+    if config.features not in (None, "digits"):  # those are trained in place
+        open_features(config.features, resolution=32, inception_weights=config.inception_weights)
+    if config.classifier is not None:
+        load_classifier(Path(config.classifier))
 
 
 def refuse_several_processes(command: str) -> None:

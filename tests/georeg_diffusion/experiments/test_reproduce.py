@@ -153,6 +153,22 @@ def test_several_processes_are_refused(reproduce, monkeypatch, tmp_path):
     assert "reproduce runs in one process" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        ("--classifier", 1, "is no classifier"),
+        ("--features", 2, "--features: got"),
+        ("--inception-weights", 2, "--inception-weights: "),
+        ("--lpips-backbone-weights", 2, "--lpips-backbone-weights: "),
+    ],
+)
+def test_what_measures_is_looked_for_before_anything_is_trained(reproduce, tmp_path, option, code, message):
+    given, said = reproduce("table1", option, tmp_path / "nowhere", out=tmp_path / "out")
+    assert given == code, said
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
 def experiment(tmp_path, text="found"):
     """A module in a file, with a count of how often it ran."""
     file = tmp_path / "experiment.py"
