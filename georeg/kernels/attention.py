@@ -178,7 +178,8 @@ def attention(
     Torch's fused kernels have no second derivative, and its mathematical form keeps several L × S matrices for each
     differentiation. Here q, k and v alone are kept, and the matrices exist a block at a time; for heads of at least 32
     features, and at most 32 times as many keys as features, S and its tangent and cotangent are kept as well, which saves
-    a quarter of the work. With a mask, dropout or grouped queries, or without elements, the mathematical form is used.
+    a quarter of the work. With a mask, dropout, grouped queries or batch axes that broadcast, or without elements, the
+    mathematical form is used.
 
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
@@ -202,7 +203,8 @@ def attention(
         raise ValueError(f"block_bytes: got {block_bytes}, expected at least 1")
     query, key, value = autocast(query, key, value)
     tensors = (query, key, value)
-    is_special = attn_mask is not None or dropout_p or enable_gqa or query.shape[:-2] != key.shape[:-2]
+    broadcasts = len({t.shape[:-2] for t in tensors}) > 1
+    is_special = attn_mask is not None or dropout_p or enable_gqa or broadcasts
     if is_special or len({t.dtype for t in tensors}) > 1 or not all(t.numel() and t.is_floating_point() for t in tensors):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return torch.nn.functional.scaled_dot_product_attention(

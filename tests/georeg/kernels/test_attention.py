@@ -135,6 +135,8 @@ def test_what_goes_to_the_mathematical_form():
     few = [t[:, :1] for t in (k, v)]
     torch.testing.assert_close(attention(q, *few, enable_gqa=True), by_torch(q, *few, enable_gqa=True))
     torch.testing.assert_close(attention(q, *few), by_torch(q, *few))  # heads that broadcast
+    for value in (few[1], v[0], v[0, 0]):  # the values alone
+        torch.testing.assert_close(attention(q, k, value), by_torch(q, k, value))
 
 
 def test_any_layout():
