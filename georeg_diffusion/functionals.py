@@ -20,7 +20,7 @@ def names() -> tuple[str, ...]:
         >>> names()
         ('conformal', 'contractive', 'flat', 'isometry', 'path-length', 'strict')
     """
-    return tuple(name.replace("_", "-") for name in registered("functional") if name not in _UNFIT)
+    return tuple(_by_name())
 
 
 def make_regularizer(name: str, *, normalize: bool, **options: Any) -> georeg.Regularizer[Any]:
@@ -39,9 +39,16 @@ def make_regularizer(name: str, *, normalize: bool, **options: Any) -> georeg.Re
         >>> type(make_regularizer("path-length", normalize=True)).__name__
         'PathLengthLoss'
     """
-    if name.replace("_", "-") not in names():
-        raise ValueError(f"regularizer: got {name!r}, expected one of {', '.join(names())}")
-    make: Callable[..., georeg.Regularizer[Any]] = registered("functional")[name.replace("-", "_")]  # type: ignore[assignment]
+    known = _by_name()
+    if name.replace("_", "-") not in known:
+        raise ValueError(f"regularizer: got {name!r}, expected one of {', '.join(known)}")
+    make = known[name.replace("_", "-")]
     if "normalize" in inspect.signature(make).parameters:
         options["normalize"] = normalize
     return make(**options)
+
+
+def _by_name() -> dict[str, Callable[..., georeg.Regularizer[Any]]]:
+    """By names with hyphens, however they were registered."""
+    made: dict[str, Any] = registered("functional")
+    return {name.replace("_", "-"): make for name, make in made.items() if name not in _UNFIT}

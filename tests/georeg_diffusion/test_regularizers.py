@@ -8,7 +8,7 @@ import georeg
 from georeg.registry import _REGISTRY
 from georeg.testing import dense_jacobian, dense_moments
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
-from georeg_diffusion.functionals import names
+from georeg_diffusion.functionals import make_regularizer, names
 from georeg_diffusion.schedule import alphas_cumprod, noised
 from tests.conftest import gradients
 from tests.georeg_diffusion.conftest import TINY, cli, small_unet
@@ -142,3 +142,11 @@ def test_train_takes_it_and_the_card_names_it(tmp_path, model):
     arguments = ["train", *TINY, "--pretrained-model-name-or-path", model, "--max-train-steps", 1, "--no-evaluate"]
     assert cli(*arguments, "--output-dir", tmp_path, "--regularizer", "path_length") == 0
     assert "path_length loss in place of Eq. 6" in (tmp_path / "isometric" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("registered", ["of-a-plug-in", "of_a_plug_in"])
+def test_a_plug_in_may_have_a_name_with_hyphens_or_underscores(monkeypatch, registered):
+    monkeypatch.setitem(_REGISTRY, "functional", {**_REGISTRY["functional"], registered: georeg.ConformalLoss})
+    assert "of-a-plug-in" in names()
+    for name in ("of-a-plug-in", "of_a_plug_in"):
+        assert isinstance(make_regularizer(name, normalize=True), georeg.ConformalLoss)
