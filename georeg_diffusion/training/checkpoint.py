@@ -59,7 +59,7 @@ def save(
         clear(folder)
     accelerator.wait_for_everyone()
     states = {name: whole(part.state_dict()) for name, part in (extras or {}).items()}
-    weights = whole(module.state_dict())
+    weights = _apart(whole(module.state_dict()))
     mine = accelerator.register_save_state_pre_hook(
         lambda _models, given, _folder: given.__setitem__(slice(None), [weights])
     )
@@ -89,6 +89,17 @@ def save(
             os.replace(folder / f"step-{old}", folder / f".step-{old}.old")
         clear(folder)
     accelerator.wait_for_everyone()
+
+
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy of each tensor that shares memory with one before it: of tied weights a file would keep one name alone."""
+    seen: set[int] = set()
+    made = {}
+    for name, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return made
 
 
 def resume(accelerator: Any, folder: Path, module: nn.Module, *, extras: Mapping[str, Any] | None = None) -> int:

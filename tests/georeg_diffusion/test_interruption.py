@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from georeg_diffusion.bundle import load
 from georeg_diffusion.errors import Interrupted, RunError
@@ -360,3 +361,18 @@ def test_an_interruption_is_a_keyboard_interrupt_for_python():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert Interrupted(15).number == 15
+
+
+def test_tied_weights_go_on_from_a_checkpoint(tmp_path):
+    accelerator = Accelerator(cpu=True)
+
+    def tied():
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        layers[1].weight = layers[0].weight
+        return layers
+
+    saved, found = tied(), tied()
+    checkpoint.save(accelerator, tmp_path, 3, saved, keep=1)
+    assert checkpoint.resume(accelerator, tmp_path, found) == 3
+    assert found[1].weight is found[0].weight
+    torch.testing.assert_close(found.state_dict(), saved.state_dict(), rtol=0, atol=0)
