@@ -22,7 +22,7 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.bundle import Bundle
 from georeg_diffusion.data.conditions import Conditions
 from georeg_diffusion.data.images import Draws, Images, TrainingOrder, batches, draw_generators
-from georeg_diffusion.errors import Interrupted, UsageError
+from georeg_diffusion.errors import Interrupted, RunError, UsageError
 from georeg_diffusion.functionals import make_regularizer
 from georeg_diffusion.h_space import HSpace
 from georeg_diffusion.objective import IsometricDiffusionLoss, ObjectiveOutput
@@ -132,6 +132,10 @@ def train_phase(
 
     Resumes from the newest whole checkpoint of the phase; SIGTERM and SIGINT write one and stop. Draw number n of the
     run always gets the same image, flip, timestep, noise and probes, whatever the number of processes.
+
+    Raises:
+        RunError: a checkpoint beyond the end, since epochs have fewer steps with more processes; nothing that can be read.
+        Interrupted: by a signal, after a checkpoint.
     """
     objective = make_objective(bundle, config, phase.lambda_iso)
     prepared = sharding.distributed(accelerator, objective)
@@ -168,6 +172,11 @@ def train_phase(
     draws = Draw()
     extras = {"guard": guard, "draws": draws, **({} if average is None else {"average": average})}
     start = checkpoint.resume(accelerator, checkpoints, objective, extras=extras)
+    if start > phase.steps:
+        raise RunError(
+            f"{checkpoints}: got a checkpoint of step {start}, expected at most {phase.steps}, the steps of this run with "
+            f"{processes} process(es); start as many processes as before, or pass --overwrite-output-dir to start again"
+        )
 
     draws_per_step = config.train_batch_size * accumulate * processes
     left = (phase.steps - start) * draws_per_step

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from georeg_diffusion.bundle import load
 from georeg_diffusion.errors import Interrupted, RunError
 from georeg_diffusion.files import replacing
 from georeg_diffusion.objective import IsometricDiffusionLoss
-from georeg_diffusion.training import checkpoint, log
+from georeg_diffusion.training import checkpoint, log, run
 from georeg_diffusion.training.determinism import deterministic
 from georeg_diffusion.training.guard import Guard
 from georeg_diffusion.training.interrupt import stopping
@@ -376,3 +377,16 @@ def test_tied_weights_go_on_from_a_checkpoint(tmp_path):
     assert checkpoint.resume(accelerator, tmp_path, found) == 3
     assert found[1].weight is found[0].weight
     torch.testing.assert_close(found.state_dict(), saved.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(tmp_path, model, monkeypatch, capsys):
+    """Steps that come from epochs are fewer with more processes."""
+    undo = at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli(*arguments(model, tmp_path)) == 143
+    undo()
+    phases = run._phases
+    monkeypatch.setattr(run, "_phases", lambda *given: [replace(phase, steps=4) for phase in phases(*given)])
+    assert cli(*arguments(model, tmp_path)) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "got a checkpoint of step 5, expected at most 4" in error
+    assert not (tmp_path / "isometric").exists()
