@@ -333,7 +333,10 @@ def _content(place: Path) -> str:
 @cache
 def _fingerprint(folder: Path) -> str:
     """A hash of a folder's images."""
-    return open_images(TrainConfig(train_data_dir=folder), resolution=8).fingerprint()
+    try:
+        return open_images(TrainConfig(train_data_dir=folder), resolution=8).fingerprint()
+    except RunError as error:
+        raise RunError(str(error).replace("--train-data-dir", "--data-dir")) from error
 
 
 def _short(value: Any) -> str:

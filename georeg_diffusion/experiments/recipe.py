@@ -78,8 +78,8 @@ _DIGITS = Recipe(
 )
 _QUICK = replace(
     _DIGITS,
-    pretraining_steps=500,
-    steps=50,
+    pretraining_steps=400,
+    steps=40,
     autoencoder_steps=300,
     points=512,
     batch=24,

@@ -153,6 +153,8 @@ def test_images_and_model_of_a_recipe_are_known_by_their_content(lab, model, tmp
     save_image(torch.zeros(3, 8, 8), tmp_path / "a.png")
     training = {"train_data_dir": tmp_path, "pretrained_model_name_or_path": str(model)}
     lab = replace(lab, recipe=replace(lab.recipe, pretraining_steps=None, training=training))
+    with pytest.raises(RunError, match=f"^--data-dir: {tmp_path / 'none'} does not exist"):
+        replace(lab, recipe=replace(lab.recipe, training={"train_data_dir": tmp_path / "none"})).given()
     first = lab.given()
     assert set(first) == {"images", "training pretrained_model_name_or_path"}
     save_image(torch.ones(3, 8, 8), tmp_path / "b.png")
