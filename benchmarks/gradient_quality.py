@@ -147,9 +147,13 @@ class Problem:
         alpha_bar = alphas_cumprod(diffusers.DDPMScheduler(), self.t)
         self.x = noised(x0, torch.randn(x0.shape, generator=generator), alpha_bar)
         self.h_space = HSpace(unet)
-        used = torch.autograd.grad(self.encode(self.x, self.t).sum(), list(unet.parameters()), allow_unused=True)
-        self.parameters = [p for p, g in zip(unet.parameters(), used, strict=True) if g is not None]
+        parameters = list(unet.parameters())
+        used = torch.autograd.grad(self.encode(self.x, self.t).sum(), parameters, allow_unused=True)
+        self.parameters = [p for p, g in zip(parameters, used, strict=True) if g is not None]
         self.encoder_pass = flops_of(lambda: self.h_space.encode(self.x, self.t))
+        # What the denoising loss runs anyway: h, and its backward pass, into which all of the gradient of h flows.
+        own = flops_of(lambda: torch.autograd.grad(self.encode(self.x, self.t).sum(), self.parameters))
+        self.own = own / self.encoder_pass
         points = self.x.detach().requires_grad_()
         h = self.encode(points, self.t)
         exact = georeg.Exact()(georeg.linearize_graph(points, h, chunk_size=16), SPHERE.at(points), georeg.Euclidean().at(h))
@@ -177,8 +181,7 @@ class Problem:
             points = self.x[rows].detach().requires_grad_()
             return self.flat(surrogate(points, self.encode(points, self.t[rows]), generator))
 
-        # The forward pass is the denoising loss's own on the whole batch; a part of it needs no pass of its own either.
-        work = flops_of(draw) / self.encoder_pass - share
+        work = flops_of(draw) / self.encoder_pass - share * self.own
         squares, total = [], torch.zeros_like(self.gradient)
         for _ in range(repeats):
             error = draw() - self.gradient

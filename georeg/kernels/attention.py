@@ -93,19 +93,18 @@ class _Attention(Operator):
             add_(dk_, start, a, q_, s)
         return dq, turned(dk), turned(dv)
 
-    def _moved(self, q: Tensor, k: Tensor, tq: Tensor, tk: Tensor, p: Tensor, out: Tensor) -> Tensor:
-        """Ṗ of a block, with Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product."""
-        put_(out, torch.cat([tq, q], -1), torch.cat([k, tk], -1).mT, self.scale)
-        return centred_(out.mul_(p), p)
+    def _moved(self, both_q: Tensor, both_k: Tensor, p: Tensor, out: Tensor) -> Tensor:
+        """Ṗ of a block, with Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product, (q̇, q) by (k, k̇)ᵀ."""
+        return centred_(put_(out, both_q, both_k, self.scale).mul_(p), p)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (q, k, v), log_sums = primals, stats[0]
         tq, tk, tv = filled(tangents, primals)
         y = q.new_empty(*q.shape[:2], v.shape[2])
-        rows, keys = (-log_sums, q, tq, y), (k, k.mT, tk, v, tv)
-        for start, (sums_, q_, tq_, y_), (k_, kt_, tk_, v_, tv_), (p, moved) in self._blocks(q, k).walk(rows, keys, q, 2):
+        rows, keys = (-log_sums, q, torch.cat([tq, q], -1), y), (k.mT, torch.cat([k, tk], -1).mT, v, tv)
+        for start, (sums_, q_, qs_, y_), (kt_, ks_, v_, tv_), (p, moved) in self._blocks(q, k).walk(rows, keys, q, 2):
             self._probabilities(sums_, q_, kt_, start, p)
-            self._moved(q_, k_, tq_, tk_, p, moved)
+            self._moved(qs_, ks_, p, moved)
             more_(put_(y_, p, tv_), moved, v_)
         return y
 
@@ -129,14 +128,14 @@ class _Attention(Operator):
         gq, gk, gv = (t.new_empty(t.shape) for t in (q, k.mT, v.mT))
         pushed = y.new_empty(y.shape) if push else None
         pq, pk, pv = (t.new_empty(t.shape) if pull else None for t in (q, k.mT, v.mT))
-        rows = (-log_sums, -row_means(c, y), q, c, tq, gq, pushed, pq)
-        keys = (k, k.mT, v, tk, tv, tv.mT, gk, gv, pk, pv)
+        rows = (-log_sums, -row_means(c, y), q, c, tq, torch.cat([tq, q], -1), gq, pushed, pq)
+        keys = (k, k.mT, v, tk, torch.cat([k, tk], -1).mT, tv, tv.mT, gk, gv, pk, pv)
         for start, by_rows, by_keys, (p, a, moved, z) in self._blocks(q, k).walk(rows, keys, q, 4):
-            sums_, means_, q_, c_, tq_, gq_, pushed_, pq_ = by_rows
-            k_, kt_, v_, tk_, tv_, tvt_, gk_, gv_, pk_, pv_ = by_keys
+            sums_, means_, q_, c_, tq_, qs_, gq_, pushed_, pq_ = by_rows
+            k_, kt_, v_, tk_, ks_, tv_, tvt_, gk_, gv_, pk_, pv_ = by_keys
             self._probabilities(sums_, q_, kt_, start, p)
             spread(c_, v_, means_, a)
-            self._moved(q_, k_, tq_, tk_, p, moved)
+            self._moved(qs_, ks_, p, moved)
             if push:
                 more_(put_(pushed_, p, tv_), moved, v_)
             add_(gv_, start, moved, c_)

@@ -38,11 +38,6 @@ class Geometry:
         return torch.ops.aten.convolution_backward(g, x, weight, None, *arguments, mask)[which]
 
 
-def _shaped(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of which only the shape will be read."""
-    return like.new_empty(1).expand(shape)
-
-
 class _Convolution(Function):
     generate_vmap_rule = True
 
@@ -94,7 +89,7 @@ class _InputGradient(Function):
     def forward(g: Tensor, weight: Tensor, shape: tuple[int, ...], geometry: Geometry) -> Tensor:
         if zero_cotangents():
             return g.new_zeros(()).expand(shape)
-        return geometry.backward(g, _shaped(g, shape), weight, 0)
+        return geometry.backward(g, g.new_empty(shape), weight, 0)  # of which only the shape is read
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -132,7 +127,7 @@ class _WeightGradient(Function):
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, shape: tuple[int, ...], geometry: Geometry) -> Tensor:
-        return geometry.backward(g, x, _shaped(x, shape), 1)
+        return geometry.backward(g, x, x.new_empty(shape), 1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
