@@ -78,12 +78,12 @@ _DIGITS = Recipe(
 )
 _QUICK = replace(
     _DIGITS,
-    pretraining_steps=400,
-    steps=40,
+    pretraining_steps=600,
+    steps=60,
     autoencoder_steps=300,
     points=512,
-    batch=24,
-    num_samples={"fid": 192, "kid": 192, "ppl": 64, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800, "isometry": 24},
+    batch=32,
+    num_samples={"fid": 128, "kid": 128, "ppl": 64, "mrtl": 8, "mcn": 8, "vor": 8, "vor_log": 8, "ls": 800, "isometry": 12},
 )
 _QUICK_SAMPLES = {"fid": 256, "kid": 256, "ppl": 64, "mrtl": 4, "mcn": 4, "vor": 4, "vor_log": 4, "ls": 200}
 

@@ -80,7 +80,7 @@ def fallen(**by):
 
 
 def test_table3s_claims_are_decided_from_its_rows():
-    found = {row: fallen() for row in table3.PAPER + table3.LACKING}
+    found = {row: fallen() for row in table3.PAPER + table3.LACKING + table3.FULL}
     found |= {table3.OURS: fallen(fid=1.0, ppl=-3.0), table3.FLAT: fallen(fid=2.0, ppl=-3.0)}
     found |= {table3.FLAT_ALL: fallen(fid=4.0), table3.FLAT_STRONG: fallen(fid=1.5), table3.STRONG: fallen(fid=1.0)}
     verdicts = [claim.holds for claim in table3._claims(found)]
