@@ -1,4 +1,7 @@
-"""Operators inside the loss: ‖Jᵀu‖² + ‖J Jᵀu‖² and its gradient, by georeg's rules and by torch's own operators."""
+"""Operators inside the loss: ‖Jᵀu‖² + ‖J Jᵀu‖² and its gradient, by georeg's rules and by torch's own operators.
+
+On a GPU ours are Triton's, and are timed in plain PyTorch too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention, silu
 
 from georeg.kernels import fused, products_only
+from georeg.kernels.triton.support import SWITCH
 
 Operator = Callable[..., Tensor]
 OPERATORS: dict[str, tuple[Operator, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
@@ -22,6 +26,14 @@ OPERATORS: dict[str, tuple[Operator, list[tuple[int, ...]], list[tuple[int, ...]
     "attention, 16 heads at 16²": (lambda x, w: scaled_dot_product_attention(x * w, x, x), [(8, 16, 256, 8), (8,)],
                                    [(2, 2, 7, 4), (4,)]),
 }  # fmt: skip
+ON_A_GPU: dict[str, tuple[Operator, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    "GroupNorm + SiLU, 256 channels at 64²": (lambda x, w: silu(group_norm(x, 32, w)), [(32, 256, 64, 64), (256,)],
+                                              [(2, 64, 9, 9), (64,)]),
+    **{f"attention, 16 heads of {d} at {size}²":
+       (lambda x, w: scaled_dot_product_attention(x * w, x, x), [(8, 16, size**2, d), (d,)], [(2, 2, 70, d), (d,)])
+       for d in (8, 32, 64) for size in (16, 32)},
+}  # fmt: skip
+CASES = {"torch": {}, "ours": {}, "ours, no Triton": {SWITCH: "0"}}
 
 
 def loss(operator: Operator, x: Tensor, w: Tensor, u: Tensor, *, ours: bool) -> Tensor:
@@ -46,14 +58,30 @@ def tensors(operator: Operator, shapes: list[tuple[int, ...]], device: str, dtyp
     return [x, w, torch.randn_like(operator(x, w)).requires_grad_()]
 
 
-@pytest.mark.parametrize("case", ["torch", "ours"])
-@pytest.mark.parametrize("name", OPERATORS)
-def test_kernel(measure, name, case, device, is_smoke):
-    operator, full, small = OPERATORS[name]
-    values = tensors(operator, small, device, torch.float64)
-    found = [
-        torch.autograd.grad(loss(operator, *values, ours=ours), values[:2], materialize_grads=True) for ours in (True, False)
-    ]
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+def gradients(operator: Operator, values: list[Tensor], *, ours: bool) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(operator, *values, ours=ours), values[:2], materialize_grads=True)
+
+
+def check(operator: Operator, shapes: list[tuple[int, ...]], device: str) -> None:
+    """The gradient is torch's own, in float64, and on a GPU in float32, in which alone Triton computes."""
+    values = tensors(operator, shapes, device, torch.float64)
+    expected = gradients(operator, values, ours=False)
+    torch.testing.assert_close(gradients(operator, values, ours=True), expected, rtol=1e-9, atol=1e-11)
+    if device == "cuda":
+        narrow = [v.detach().float().requires_grad_() for v in values]
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for found, exact in zip(gradients(operator, narrow, ours=True), expected, strict=True):
+                assert (found.double() - exact).norm() <= 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [*OPERATORS, *ON_A_GPU])
+def test_kernel(measure, name, case, device, is_smoke, monkeypatch):
+    if device == "cpu" and (name in ON_A_GPU or "Triton" in case):
+        pytest.skip("for a GPU")
+    for variable, value in CASES[case].items():
+        monkeypatch.setenv(variable, value)
+    operator, full, small = (OPERATORS | ON_A_GPU)[name]
+    check(operator, small, device)
     at = tensors(operator, small if is_smoke else full, device, torch.float32)
-    measure(lambda: loss(operator, *at, ours=case == "ours"), group=f"{name}, {device}", case=case, rounds=10)
+    measure(lambda: loss(operator, *at, ours=case != "torch"), group=f"{name}, {device}", case=case, rounds=10)

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import georeg
+from georeg.kernels.triton.support import SWITCH
 from georeg_diffusion import HSpace, IsometricDiffusionLoss, IsometryGate
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.experiments import networks
 from georeg_diffusion.experiments.steps import steps_of
 
 CASES = ("plain", "ours", "ours, half gated", "ours, recomputed", "ours, recomputed, 4 probes", "published")
+ON_A_GPU = ("ours, no Triton",)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +48,21 @@ def checked():
         assert ((values.mean(1) - truth).abs() <= 4 * values.std(1) / repeats**0.5).all()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_step(measure, checked, case, device, is_smoke):
+@pytest.mark.parametrize("case", [*CASES, *ON_A_GPU])
+def test_step(measure, checked, case, device, is_smoke, monkeypatch):
+    if case in ON_A_GPU:
+        if device == "cpu":
+            pytest.skip("for a GPU")
+        monkeypatch.setenv(SWITCH, "0")
     torch.manual_seed(0)
-    size, batch = (8, 2) if is_smoke else (32, 8)
+    size, batch = (8, 2) if is_smoke else (32, 8 if device == "cpu" else 128)
     with torch.device(device):
         network = networks.encoder(8) if is_smoke else networks.small_unet()
     estimator = georeg.Hutchinson(num_probes=4 if "4 probes" in case else 1)
     steps = steps_of(network, batch, size, device, estimator)
-    if case in steps:
-        step = steps[case]
+    name = case.removesuffix(", no Triton")
+    if name in steps:
+        step = steps[name]
     else:
         objective = IsometricDiffusionLoss(
             network, diffusers.DDPMScheduler(), gate=IsometryGate(weight=1e-2, skip=0.5), estimator=estimator,
@@ -67,4 +74,4 @@ def test_step(measure, checked, case, device, is_smoke):
         def step():
             return objective(x0, t, noise).loss
 
-    measure(step, group=f"a training step, small U-Net at 32², batch 8, {device}", case=case, rounds=3)
+    measure(step, group=f"a training step, small U-Net at {size}², batch {batch}, {device}", case=case, rounds=3)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from georeg_diffusion.cost import PeakBytes, work_of
+from benchmarks.step_cost import cuda_peak, synchronised
+from georeg_diffusion.cost import peak_bytes_of, work_of
 
 Step = Callable[[], Tensor]
 
@@ -38,24 +39,26 @@ def is_smoke(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def measure(benchmark, is_smoke: bool):
+def measure(benchmark, is_smoke: bool, device: str):
     """Count a step's work and peak bytes, then time it with its backward pass; what belongs together has one ``group``."""
+    is_cuda = device == "cuda"
 
     def run(step: Step, *, group: str, case: str, rounds: int = 5, is_vectorised: bool = False, **info: object) -> None:
         """``is_vectorised``: vmap's grouped convolutions, whose formula in torch's counter is wrong; work is left out."""
         benchmark.group = group
         benchmark.extra_info.update(case=case, threads=torch.get_num_threads(), **info)
-        with PeakBytes() as tracker:
-            work = work_of(step)
-        benchmark.extra_info.update(peak_bytes=tracker.peak)
+        if is_cuda:
+            step().backward()  # cuDNN chooses its kernels, and Triton's are compiled
+        benchmark.extra_info.update(peak_bytes=cuda_peak(step) if is_cuda else peak_bytes_of(step))
         if not is_vectorised:
-            benchmark.extra_info.update(work=work)
+            benchmark.extra_info.update(work=work_of(step))
 
         def timed() -> None:
             step().backward()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if is_cuda:
+                synchronised()
 
-        benchmark.pedantic(timed, rounds=1 if is_smoke else rounds, warmup_rounds=int(rounds > 1 and not is_smoke))
+        several = 4 if is_cuda else 1
+        benchmark.pedantic(timed, rounds=1 if is_smoke else several * rounds, warmup_rounds=int(rounds > 1 and not is_smoke))
 
     return run

@@ -2,60 +2,134 @@
 
     python benchmarks/step_cost.py                              the small U-Net: work, peak bytes, CPU time
     python benchmarks/step_cost.py --network ddpm256 --meta     work and peak bytes alone, counted without computing
+    python benchmarks/step_cost.py --device cuda --autocast bfloat16 --compile
     python benchmarks/step_cost.py --output results.json
 
 Work is counted by torch's FlopCounterMode (matrix products and convolutions). Peak bytes are those of all tensor storages
 alive at once, parameters left out, as a dispatch mode sees them made and freed; what a kernel uses within itself is not
 seen. CPU time is that of the process, the median of several steps.
+
+On a GPU peak bytes are the allocator's, and time is that between two synchronisations; "ours, no Triton" has the rules in
+plain PyTorch (GEOREG_TRITON=0), "plain, compiled" a network under torch.compile.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import georeg
-from georeg_diffusion.cost import peak_bytes_of, seconds_of, work_of
+from georeg.kernels.triton.support import SWITCH
+from georeg_diffusion.cost import Step, peak_bytes_of, seconds_of, work_of
 from georeg_diffusion.experiments import networks
 from georeg_diffusion.experiments.steps import steps_of
 
 
 def cost_table(
-    name: str, *, batch: int, repeats: int, is_meta: bool, num_probes: int, only: list[str] | None = None
+    name: str,
+    *,
+    batch: int,
+    repeats: int,
+    device: str,
+    num_probes: int,
+    only: list[str] | None = None,
+    autocast: torch.dtype | None = None,
+    is_compiled: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Work, peak bytes and CPU seconds of each step."""
+    """Work, peak bytes and seconds of each step, which take turns."""
     torch.manual_seed(0)
-    device = "meta" if is_meta else "cpu"
     with torch.device(device):
         network = getattr(networks, name)()
-    estimator = georeg.Hutchinson(num_probes=num_probes)
-    table = {}
-    for case, step in steps_of(network, batch, network.config.sample_size, device, estimator).items():
-        if only and case not in only:
-            continue
+    size, estimator = network.config.sample_size, georeg.Hutchinson(num_probes=num_probes)
+    steps = steps_of(network, batch, size, device, estimator)
+    if device == "cuda":
+        steps["ours, no Triton"] = without_triton(steps["ours"])
+    if is_compiled:
+        compiled = torch.compile(copy.deepcopy(network))
+        steps["plain, compiled"] = steps_of(compiled, batch, size, device, estimator)["plain"]
+    steps = {case: under(step, device, autocast) for case, step in steps.items() if not only or case in only}
+    table: dict[str, dict[str, float]] = {}
+    for case, step in steps.items():
         network.zero_grad(set_to_none=True)
-        row: dict[str, float] = {"peak_bytes": peak_bytes_of(step), "work": work_of(step)}
-        if not is_meta:
-            row["cpu_seconds"] = seconds_of(step, repeats=repeats)[0]
-        table[case] = row
+        if device == "cuda":
+            step().backward()  # Triton and cuDNN choose and compile; gradients are made
+        table[case] = {"peak_bytes": cuda_peak(step) if device == "cuda" else peak_bytes_of(step)}
+        if "compiled" not in case:  # of whose products the counter does not see all
+            table[case]["work"] = work_of(step)
+    if device != "meta":
+        clock = time.process_time if device == "cpu" else synchronised
+        for row, seconds in zip(table.values(), seconds_of(*steps.values(), repeats=repeats, clock=clock), strict=True):
+            row["seconds"] = seconds
     return table
 
 
-def show(table: dict[str, dict[str, float]]) -> None:
+def without_triton(step: Step) -> Step:
+    def run() -> Tensor:
+        with switched(SWITCH, "0"):
+            return step()
+
+    return run
+
+
+@contextmanager
+def switched(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def under(step: Step, device: str, dtype: torch.dtype | None) -> Step:
+    """A step under autocast, its backward pass outside, as torch has it."""
+
+    def run() -> Tensor:
+        with nullcontext() if dtype is None else torch.autocast(device, dtype):
+            return step()
+
+    return run
+
+
+def synchronised() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def cuda_peak(step: Step) -> int:
+    """What a step takes of a GPU's memory beyond what is there already, gradients of the parameters included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step().backward()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def show(table: dict[str, dict[str, float]], device: str) -> None:
     """Print the table, with ratios to its first row."""
     plain = next(iter(table.values()))
-    print(f"{'step':<12}{'GFLOP':>12}{'':>8}{'peak MiB':>12}{'':>8}{'CPU s':>10}{'':>8}")
+    print(f"{'step':<16}{'GFLOP':>12}{'':>8}{'peak MiB':>12}{'':>8}{'CPU s' if device == 'cpu' else 's':>10}")
     for case, row in table.items():
-        cells = [
-            (row["work"] / 1e9, row["work"] / plain["work"]),
-            (row["peak_bytes"] / 2**20, row["peak_bytes"] / plain["peak_bytes"]),
-        ]
-        if "cpu_seconds" in row:
-            cells.append((row["cpu_seconds"], row["cpu_seconds"] / plain["cpu_seconds"]))
-        print(f"{case:<12}" + "".join(f"{value:12.2f}{ratio:7.2f}×" for value, ratio in cells))
+        cells = ""
+        for key, unit in (("work", 1e9), ("peak_bytes", 2**20), ("seconds", 1)):
+            if key in row:
+                cells += f"{row[key] / unit:12.{3 if key == 'seconds' else 2}f}{row[key] / plain[key]:7.2f}×"
+            elif key == "work":
+                cells += " " * 20
+        print(f"{case:<16}{cells}")
 
 
 def main() -> None:
@@ -65,21 +139,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--num-probes", type=int, default=1)
-    parser.add_argument("--meta", action="store_true", help="count without computing")
-    parser.add_argument("--only", nargs="+", choices=["plain", "ours", "published"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "meta"])
+    parser.add_argument("--meta", action="store_const", const="meta", dest="device", help="count without computing")
+    parser.add_argument("--autocast", choices=["bfloat16", "float16"], help="mixed precision")
+    parser.add_argument("--compile", action="store_true", help="also time a plain step under torch.compile")
+    parser.add_argument("--only", nargs="+", choices=["plain", "ours", "published", "ours, no Triton", "plain, compiled"])
     parser.add_argument("--output", type=Path, help="write the table as JSON")
     options = parser.parse_args()
     table = cost_table(
         options.network,
         batch=options.batch,
         repeats=options.repeats,
-        is_meta=options.meta,
+        device=options.device,
         num_probes=options.num_probes,
         only=options.only,
+        autocast=getattr(torch, options.autocast) if options.autocast else None,
+        is_compiled=options.compile,
     )
-    show(table)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    print(f"{options.network}, batch {options.batch}, {where}, torch {torch.__version__}, {options.autocast or 'float32'}")
+    show(table, options.device)
     if options.output:
-        options.output.write_text(json.dumps({"network": options.network, "batch": options.batch, "steps": table}, indent=2))
+        kept = {key: getattr(options, key) for key in ("network", "batch", "autocast", "num_probes", "repeats")}
+        options.output.write_text(
+            json.dumps({**kept, "device": where, "torch": torch.__version__, "steps": table}, indent=2)
+        )
 
 
 if __name__ == "__main__":

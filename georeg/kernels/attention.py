@@ -36,6 +36,7 @@ from georeg.kernels.blocks import (
 )
 from georeg.kernels.mode import autocast, in_functorch, is_frugal
 from georeg.kernels.rules import Maybe, Operator
+from georeg.kernels.triton import is_used
 from georeg.kernels.weighting import Scores, Weighting
 
 BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
@@ -46,9 +47,12 @@ WIDTH = 32
 while keeping it is moving it to memory and back; and a matrix of at most this many times the size of q, however long
 the sequence, is what a layer may keep."""
 
+TRITON_WIDTH = 32
+"""The widest heads that Triton takes: at 64 registers are short, and a matrix in memory is faster than one made anew."""
+
 
 @dataclass(frozen=True)
-class _Attention(Operator):
+class Attention(Operator):
     """q ``(N, L, D)``, k ``(N, S, D)``, v ``(N, S, M)``: N heads of all samples."""
 
     scale: float
@@ -156,6 +160,15 @@ def _keeps(q: Tensor, k: Tensor) -> bool:
     return has_derivatives and not is_frugal() and q.shape[-1] >= WIDTH and k.shape[-2] <= WIDTH * q.shape[-1]
 
 
+def _in_triton(scale: float, causal: bool, block_bytes: int, dtype: torch.dtype) -> Attention:
+    """Products of half precision's numbers are exact in one tf32; those of float32 follow torch's own setting."""
+    from georeg.kernels.triton.attention import TritonAttention
+
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    is_exact = not is_half and torch.get_float32_matmul_precision() == "highest"
+    return TritonAttention(scale, causal, block_bytes, "tf32x3" if is_exact else "tf32")
+
+
 def _block_bytes(device: str) -> int:
     return BLOCK_BYTES["cpu"] * torch.get_num_threads() if device == "cpu" else BLOCK_BYTES["cuda"]
 
@@ -219,5 +232,10 @@ def attention(
     # Probabilities of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (t.to(wide).reshape(-1, *t.shape[-2:]) for t in tensors)
-    y = Weighting(is_causal, size)(Scores(factor)(q, k), v) if _keeps(q, k) else _Attention(factor, is_causal, size)(q, k, v)
+    if is_used(q) and max(q.shape[-1], v.shape[-1]) <= TRITON_WIDTH:
+        y = _in_triton(factor, is_causal, size, query.dtype)(q, k, v)
+    elif _keeps(q, k):
+        y = Weighting(is_causal, size)(Scores(factor)(q, k), v)
+    else:
+        y = Attention(factor, is_causal, size)(q, k, v)
     return y.reshape(*query.shape[:-1], value.shape[-1]).to(query.dtype)

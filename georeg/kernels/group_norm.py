@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from georeg.kernels.rules import Maybe, Operator
+from georeg.kernels.triton import is_used
 
 aten = torch.ops.aten
 
@@ -28,7 +29,9 @@ CACHE_BYTES = 2**19
 
 
 @dataclass(frozen=True)
-class _GroupNorm(Operator):
+class GroupNorm(Operator):
+    """Of x ``(B, C, ...)``, with weights and biases ``(C,)`` or None."""
+
     groups: int
     eps: float
     has_silu: bool
@@ -204,6 +207,14 @@ def _over_space(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:2], -1).sum(-1)
 
 
+def _rules_for(point: Tensor) -> type[GroupNorm]:
+    if not is_used(point):
+        return GroupNorm
+    from georeg.kernels.triton.group_norm import TritonGroupNorm
+
+    return TritonGroupNorm
+
+
 def _apply(x: Tensor, num_groups: int, weight: Maybe, bias: Maybe, eps: float, *, has_silu: bool) -> Tensor:
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
         raise ValueError(
@@ -212,11 +223,11 @@ def _apply(x: Tensor, num_groups: int, weight: Maybe, bias: Maybe, eps: float, *
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != x.shape[1:2]:
             raise ValueError(f"{name}: got shape {tuple(parameter.shape)}, expected ({x.shape[1]},), one for each channel")
-    operator = _GroupNorm(num_groups, eps, has_silu)
     # Statistics of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(x.dtype, torch.float32)
     point = x.to(wide).contiguous()
     parameters = [p if p is None else p.to(wide) for p in (weight, bias)]
+    operator = _rules_for(point)(num_groups, eps, has_silu)
     y = operator(point, *parameters) if x.numel() else operator.plain(point, *parameters)
     return y.to(x.dtype)
 

@@ -35,7 +35,7 @@ def test_work_over_a_plain_step(name, gated, limit):
 
 
 def test_peak_over_a_plain_step():
-    table = cost_table("small_unet", batch=2, repeats=0, is_meta=True, num_probes=1)
+    table = cost_table("small_unet", batch=2, repeats=0, device="meta", num_probes=1)
     assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
     assert table["published"]["peak_bytes"] >= 2 * table["ours"]["peak_bytes"]
     assert table["published"]["work"] >= 2 * table["ours"]["work"]
@@ -43,7 +43,7 @@ def test_peak_over_a_plain_step():
 
 @pytest.mark.slow
 def test_the_peak_with_attention_matrices_that_are_kept():
-    table = cost_table("ldm_celebahq", batch=1, repeats=0, is_meta=True, num_probes=1, only=["plain", "ours"])
+    table = cost_table("ldm_celebahq", batch=1, repeats=0, device="meta", num_probes=1, only=["plain", "ours"])
     assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
 
 
