@@ -130,11 +130,14 @@ class _Value(Function):
         ctx.operator, *primals = inputs
         ctx.count = len(primals)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # or each backward pass would fill zeros for the stats
         ctx.save_for_backward(*primals, *output[1:])
         ctx.save_for_forward(*primals, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, c: Maybe, *_: Any) -> tuple[Any, ...]:
+        if c is None:
+            return (None,) * (1 + ctx.count)
         operator, primals = ctx.operator, ctx.saved_tensors[: ctx.count]
         stats = ctx.saved_tensors[ctx.count :]
         wanted = _wanted(ctx, primals, operator, 1)
