@@ -64,47 +64,43 @@ class _Attention(Operator):
 
     points: ClassVar[int] = 3
     parameters: ClassVar[int] = 0
-    keeps: ClassVar[bool] = False
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q * self.scale) @ k.mT
         return torch.softmax(mask_future_(scores, 0) if self.causal else scores, -1) @ v
 
-    def _walk(
-        self, q: Tensor, k: Tensor, kept: Tensor, rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
-    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
-        """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
-        blocks = Blocks.of(self.block_bytes, q, k.shape[1])
-        if self.keeps:
-            for start, (p, *at_rows), at_keys, work in blocks.walk((kept, *rows), keys, q, count):
-                yield start, p, at_rows, at_keys, work
-            return
-        for start, (minus, q_, *at_rows), (kt_, *at_keys), (p, *work) in blocks.walk(
-            (-kept, q, *rows), (k.mT, *keys), q, count + 1
-        ):
-            torch.baddbmm(minus, q_, kt_, alpha=self.scale, out=p)
-            yield start, (mask_future_(p, start) if self.causal else p).exp_(), at_rows, at_keys, work
+    def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
+        return Blocks.of(self.block_bytes, q, k.shape[1])
+
+    def _scored(self, q: Tensor, k: Tensor, v: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor]]]:
+        """S of each block, v and parts by rows."""
+        for start, (q_, *at_rows), (kt_, v_), (scores,) in self._blocks(q, k).walk((q, *rows), (k.mT, v), q, 1):
+            put_(scores, q_, kt_, self.scale)
+            yield mask_future_(scores, start) if self.causal else scores, v_, at_rows
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, kept = tall(q, v.shape[2]), q.new_empty(*q.shape[:2], k.shape[1] if self.keeps else 1)
-        blocks = Blocks.of(self.block_bytes, q, k.shape[1])
-        for start, (q_, y_, kept_), (kt_, v_), (scores,) in blocks.walk((q, y, kept), (k.mT, v), q, 1):
-            put_(scores, q_, kt_, self.scale)
-            if self.causal:
-                mask_future_(scores, start)
-            if self.keeps:
-                across_(y_, torch.softmax(scores, -1, out=kept_), v_)
-            else:
-                kept_.copy_(weighted_(scores, v_, y_))
-        return by_rows(y), (kept, by_rows(y))
+        y, log_sums = tall(q, v.shape[2]), q.new_empty(*q.shape[:2], 1)
+        for scores, v_, (y_, sums_) in self._scored(q, k, v, y, log_sums):
+            sums_.copy_(weighted_(scores, v_, y_))
+        return by_rows(y), (log_sums, by_rows(y))
+
+    def _walk(
+        self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
+        (q, k, _), log_sums = primals, stats[0]
+        steps = self._blocks(q, k).walk((-log_sums, q, *rows), (k.mT, *keys), q, count + 1)
+        for start, (minus, q_, *at_rows), (kt_, *at_keys), (p, *work) in steps:
+            torch.baddbmm(minus, q_, kt_, alpha=self.scale, out=p)
+            yield start, (mask_future_(p, start) if self.causal else p).exp_(), at_rows, at_keys, work
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
-        (q, k, v), (kept, y), s = primals, stats, self.scale
+        (q, k, v), y, s = primals, stats[-1], self.scale
         dq, dk, dv = tall(q, q.shape[2]), k.new_empty(k.mT.shape), v.new_empty(v.mT.shape)
         rows, keys = (-row_means(c, y), q, c, dq), (k, v, dk, dv)
-        for start, p, (means_, q_, c_, dq_), (k_, v_, dk_, dv_), (a,) in self._walk(q, k, kept, rows, keys, 1):
+        for start, p, (means_, q_, c_, dq_), (k_, v_, dk_, dv_), (a,) in self._walk(primals, stats, rows, keys, 1):
             add_(dv_, start, p, c_)
             spread(c_, v_, means_, a).mul_(p)
             across_(dq_, a, k_, s)
@@ -120,7 +116,7 @@ class _Attention(Operator):
         tq, tk, tv = filled(tangents, primals)
         y = tall(q, v.shape[2])
         rows, keys = (torch.cat([tq, q], -1), y), (torch.cat([k, tk], -1).mT, v, tv)
-        for _, p, (qs_, y_), (ks_, v_, tv_), (moved,) in self._walk(q, k, stats[0], rows, keys, 1):
+        for _, p, (qs_, y_), (ks_, v_, tv_), (moved,) in self._walk(primals, stats, rows, keys, 1):
             self._moved(qs_, ks_, p, moved)
             across_(across_(y_, p, tv_), moved, v_, beta=1)
         return by_rows(y)
@@ -140,7 +136,7 @@ class _Attention(Operator):
 
         ∂q = s(Z k + A k̇)        ∂k = s(Zᵀq + Aᵀq̇)        ∂v = Ṗᵀc
         """
-        (q, k, v), (kept, y), s = primals, stats, self.scale
+        (q, k, v), y, s = primals, stats[-1], self.scale
         tq, tk, tv = filled(tangents, primals)
         width = q.shape[2]
         gq, gk, gv = tall(q, width), *(t.new_empty(t.shape) for t in (k.mT, v.mT))
@@ -148,7 +144,7 @@ class _Attention(Operator):
         pq, pk, pv = tall(q, width) if pull else None, *(t.new_empty(t.shape) if pull else None for t in (k.mT, v.mT))
         rows = (-row_means(c, y), q, c, tq, torch.cat([tq, q], -1), gq, pushed, pq)
         keys = (k, v, tk, torch.cat([k, tk], -1).mT, tv, tv.mT, gk, gv, pk, pv)
-        for start, p, at_rows, at_keys, (a, moved, z) in self._walk(q, k, kept, rows, keys, 3):
+        for start, p, at_rows, at_keys, (a, moved, z) in self._walk(primals, stats, rows, keys, 3):
             means_, q_, c_, tq_, qs_, gq_, pushed_, pq_ = at_rows
             k_, v_, tk_, ks_, tv_, tvt_, gk_, gv_, pk_, pv_ = at_keys
             spread(c_, v_, means_, a)
@@ -169,10 +165,28 @@ class _Attention(Operator):
 
 
 class _Keeping(_Attention):
-    """The same with P kept: to read it again takes a fifth of the time of its exponentials."""
+    """The same with P kept: to read it again takes a fifth of the time of its exponentials.
 
-    keeps: ClassVar[bool] = True
+    Each block is a tensor of its own: memory of tens of megabytes is the system's, to be had page by page for twice the time
+    that it takes to fill it.
+    """
+
     is_large: ClassVar[bool] = True
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, kept = tall(q, v.shape[2]), []
+        for scores, v_, (y_,) in self._scored(q, k, v, y):
+            kept.append(torch.softmax(scores, -1))
+            across_(y_, kept[-1], v_)
+        return by_rows(y), (*kept, by_rows(y))
+
+    def _walk(
+        self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        q, k, _ = primals
+        steps = self._blocks(q, k).walk(rows, keys, q, count)
+        for p, (start, at_rows, at_keys, work) in zip(stats[:-1], steps, strict=True):
+            yield start, p, at_rows, at_keys, work
 
 
 def _keeps(q: Tensor, k: Tensor) -> bool:
@@ -244,9 +258,10 @@ def attention(
     # Probabilities of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (t.to(wide).reshape(-1, *t.shape[-2:]) for t in tensors)
-    if not _keeps(q, k):
+    is_narrow = q.shape[-1] < WIDTH
+    if not _keeps(q, k) or (is_narrow and in_functorch()):  # vmap folds points and what is kept alike, but not blocks
         y = _Attention(factor, is_causal, size)(q, k, v)
-    elif q.shape[-1] < WIDTH:
+    elif is_narrow:
         y = _Keeping(factor, is_causal, size)(q, k, v)
     else:
         y = Weighting(is_causal, size)(Scores(factor)(q, k), v)
