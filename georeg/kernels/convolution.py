@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
-from georeg.kernels.mode import autocast, in_functorch, skips, zero_cotangents
+from georeg.kernels.mode import autocast, in_functorch, signed, skips, zero_cotangents
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class _Convolution(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         return geometry.forward(x, weight, bias)
 
@@ -86,6 +87,7 @@ class _InputGradient(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(g: Tensor, weight: Tensor, shape: tuple[int, ...], geometry: Geometry) -> Tensor:
         if zero_cotangents():
             return g.new_zeros(()).expand(shape)
@@ -126,6 +128,7 @@ class _WeightGradient(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(g: Tensor, x: Tensor, shape: tuple[int, ...], geometry: Geometry) -> Tensor:
         return geometry.backward(g, x, x.new_empty(shape), 1)
 

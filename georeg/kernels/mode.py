@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Counters of the process, not of a thread: on a GPU the backward pass runs in a thread of its own, while the one that
 # asked for it waits.
@@ -86,6 +90,12 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def signed(function: Callable[P, R]) -> Callable[P, R]:
+    """The ``forward`` of an autograd function with its signature, which torch would work out anew at each call."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def in_functorch() -> bool:

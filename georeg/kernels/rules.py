@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_map
 
-from georeg.kernels.mode import cotangents_only, in_functorch, skips, zero_cotangents
+from georeg.kernels.mode import cotangents_only, in_functorch, signed, skips, zero_cotangents
 
 Maybe = Tensor | None
 
@@ -121,6 +121,7 @@ class _Value(Function):
     """P: primals ↦ y and the stats."""
 
     @staticmethod
+    @signed
     def forward(operator: Operator, *primals: Any) -> tuple[Tensor, ...]:
         y, stats = operator.forward(*primals)
         return (y, *stats)
@@ -177,6 +178,7 @@ class _Pullback(Function):
     """V: cotangent, primals and stats ↦ the gradients of the points."""
 
     @staticmethod
+    @signed
     def forward(operator: Operator, c: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         primals, stats = _split(operator, rest)
         if zero_cotangents():
@@ -245,6 +247,7 @@ class _Pushforward(Function):
     """T: tangents of the points, primals and stats ↦ J v."""
 
     @staticmethod
+    @signed
     def forward(operator: Operator, *rest: Any) -> Tensor:
         tangents, (primals, stats) = rest[: operator.points], _split(operator, rest[operator.points :])
         return operator.pushforward(tangents, primals, stats)
