@@ -23,7 +23,7 @@ from georeg.kernels.rules import Maybe, Operator
 
 aten = torch.ops.aten
 
-CACHE_BYTES = 2**19
+CACHE_BYTES = 2**20
 """On a CPU the second-order rule works through a batch in parts of this size for each thread, which stay in its cache."""
 
 
