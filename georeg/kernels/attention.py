@@ -7,13 +7,14 @@ For tangents (q̇, k̇, v̇) and a cotangent c, with E = c vᵀ, Ṡ = s(q̇ k�
     pushforward   T = Ṗ v + P v̇            with Ṗ = P (Ṡ − m)
     pullback      V = (s A k, s Aᵀ q, Pᵀ c)  with A = P (E − D)
 
-Only q, k, v, y and the logarithm of each row's sum of exponentials are kept. Where heads are so wide that a matrix is worth
-its memory, two operators take this one's place, see :mod:`georeg.kernels.weighting`.
+Of long sequences only q, k, v, y and the logarithm of each row's sum of exponentials are kept, of shorter ones also P. Where
+heads are so wide that more matrices are worth their memory, two operators take this one's place, see
+:mod:`georeg.kernels.weighting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,16 +23,19 @@ from torch import Tensor
 
 from georeg.kernels.blocks import (
     Blocks,
+    across_,
     add_,
     bent_,
-    centred_,
+    by_rows,
     filled,
     mask_future_,
     more_,
     put_,
     row_means,
     spread,
+    tall,
     turned,
+    weighed_,
     weighted_,
 )
 from georeg.kernels.mode import autocast, in_functorch, is_frugal
@@ -39,13 +43,16 @@ from georeg.kernels.rules import Maybe, Operator
 from georeg.kernels.triton import is_used
 from georeg.kernels.weighting import Scores, Weighting
 
-BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**26}
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
 """Size of a block of the L × S matrices: what fits into the cache of each of the CPU's threads, or fills a GPU."""
 
 WIDTH = 32
-"""Heads of this width are worth keeping matrices for. Computing a number of S again is a sum over the width, in the cache,
-while keeping it is moving it to memory and back; and a matrix of at most this many times the size of q, however long
-the sequence, is what a layer may keep."""
+"""Heads of this width are worth keeping S, its tangent and its cotangent for. Computing a number of S again is a sum over
+the width, in the cache, while keeping it is moving it to memory and back: of narrower heads P alone is kept, whose
+exponentials cost more than that."""
+
+LENGTH = 32
+"""So many times as many keys as features are kept matrices for: such a matrix is at most that many times the size of q."""
 
 TRITON_WIDTH = 32
 """The widest heads that Triton takes: at 64 registers are short, and a matrix in memory is faster than one made anew."""
@@ -69,48 +76,54 @@ class Attention(Operator):
     def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
         return Blocks.of(self.block_bytes, q, k.shape[1])
 
-    def _probabilities(self, minus_log_sums: Tensor, q: Tensor, keys: Tensor, first: int, out: Tensor) -> Tensor:
-        """P of some rows of some heads; ``keys`` is kᵀ."""
-        torch.baddbmm(minus_log_sums, q, keys, alpha=self.scale, out=out)
-        return (mask_future_(out, first) if self.causal else out).exp_()
+    def _scored(self, q: Tensor, k: Tensor, v: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor]]]:
+        """S of each block, v and parts by rows."""
+        for start, (q_, *at_rows), (kt_, v_), (scores,) in self._blocks(q, k).walk((q, *rows), (k.mT, v), q, 1):
+            put_(scores, q_, kt_, self.scale)
+            yield mask_future_(scores, start) if self.causal else scores, v_, at_rows
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, log_sums = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], 1)
-        for start, (q_, y_, sums_), (k_, v_), (scores,) in self._blocks(q, k).walk((q, y, log_sums), (k.mT, v), q, 1):
-            put_(scores, q_, k_, self.scale)
-            sums_.copy_(weighted_(mask_future_(scores, start) if self.causal else scores, v_, y_))
-        return y, (log_sums, y.clone())
+        y, log_sums = tall(q, v.shape[2]), q.new_empty(*q.shape[:2], 1)
+        for scores, v_, (y_, sums_) in self._scored(q, k, v, y, log_sums):
+            sums_.copy_(weighted_(scores, v_, y_))
+        return by_rows(y), (log_sums, by_rows(y))
+
+    def _walk(
+        self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
+        (q, k, _), log_sums = primals, stats[0]
+        steps = self._blocks(q, k).walk((-log_sums, q, *rows), (k.mT, *keys), q, count + 1)
+        for start, (minus, q_, *at_rows), (kt_, *at_keys), (p, *work) in steps:
+            torch.baddbmm(minus, q_, kt_, alpha=self.scale, out=p)
+            yield start, (mask_future_(p, start) if self.causal else p).exp_(), at_rows, at_keys, work
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
-        (q, k, v), (log_sums, y), s = primals, stats, self.scale
-        dq, dk, dv = (t.new_empty(t.shape) for t in (q, k.mT, v.mT))
-        rows, keys = (-log_sums, -row_means(c, y), q, c, dq), (k, k.mT, v, dk, dv)
-        for start, (sums_, means_, q_, c_, dq_), (k_, kt_, v_, dk_, dv_), (p, a) in self._blocks(q, k).walk(
-            rows, keys, q, 2
-        ):
-            self._probabilities(sums_, q_, kt_, start, p)
+        (q, k, v), y, s = primals, stats[-1], self.scale
+        dq, dk, dv = tall(q, q.shape[2]), k.new_empty(k.mT.shape), v.new_empty(v.mT.shape)
+        rows, keys = (-row_means(c, y), q, c, dq), (k, v, dk, dv)
+        for start, p, (means_, q_, c_, dq_), (k_, v_, dk_, dv_), (a,) in self._walk(primals, stats, rows, keys, 1):
             add_(dv_, start, p, c_)
             spread(c_, v_, means_, a).mul_(p)
-            put_(dq_, a, k_, s)
+            across_(dq_, a, k_, s)
             add_(dk_, start, a, q_, s)
-        return dq, turned(dk), turned(dv)
+        return by_rows(dq), turned(dk), turned(dv)
 
     def _moved(self, both_q: Tensor, both_k: Tensor, p: Tensor, out: Tensor) -> Tensor:
         """Ṗ of a block, with Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product, (q̇, q) by (k, k̇)ᵀ."""
-        return centred_(put_(out, both_q, both_k, self.scale).mul_(p), p)
+        return weighed_(put_(out, both_q, both_k, self.scale), p)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
-        (q, k, v), log_sums = primals, stats[0]
+        q, k, v = primals
         tq, tk, tv = filled(tangents, primals)
-        y = q.new_empty(*q.shape[:2], v.shape[2])
-        rows, keys = (-log_sums, q, torch.cat([tq, q], -1), y), (k.mT, torch.cat([k, tk], -1).mT, v, tv)
-        for start, (sums_, q_, qs_, y_), (kt_, ks_, v_, tv_), (p, moved) in self._blocks(q, k).walk(rows, keys, q, 2):
-            self._probabilities(sums_, q_, kt_, start, p)
+        y = tall(q, v.shape[2])
+        rows, keys = (torch.cat([tq, q], -1), y), (torch.cat([k, tk], -1).mT, v, tv)
+        for _, p, (qs_, y_), (ks_, v_, tv_), (moved,) in self._walk(primals, stats, rows, keys, 1):
             self._moved(qs_, ks_, p, moved)
-            more_(put_(y_, p, tv_), moved, v_)
-        return y
+            across_(across_(y_, p, tv_), moved, v_, beta=1)
+        return by_rows(y)
 
     def second(
         self,
@@ -127,37 +140,63 @@ class Attention(Operator):
 
         ∂q = s(Z k + A k̇)        ∂k = s(Zᵀq + Aᵀq̇)        ∂v = Ṗᵀc
         """
-        (q, k, v), (log_sums, y), s = primals, stats, self.scale
+        (q, k, v), y, s = primals, stats[-1], self.scale
         tq, tk, tv = filled(tangents, primals)
-        gq, gk, gv = (t.new_empty(t.shape) for t in (q, k.mT, v.mT))
-        pushed = y.new_empty(y.shape) if push else None
-        pq, pk, pv = (t.new_empty(t.shape) if pull else None for t in (q, k.mT, v.mT))
-        rows = (-log_sums, -row_means(c, y), q, c, tq, torch.cat([tq, q], -1), gq, pushed, pq)
-        keys = (k, k.mT, v, tk, torch.cat([k, tk], -1).mT, tv, tv.mT, gk, gv, pk, pv)
-        for start, by_rows, by_keys, (p, a, moved, z) in self._blocks(q, k).walk(rows, keys, q, 4):
-            sums_, means_, q_, c_, tq_, qs_, gq_, pushed_, pq_ = by_rows
-            k_, kt_, v_, tk_, ks_, tv_, tvt_, gk_, gv_, pk_, pv_ = by_keys
-            self._probabilities(sums_, q_, kt_, start, p)
+        width = q.shape[2]
+        gq, gk, gv = tall(q, width), *(t.new_empty(t.shape) for t in (k.mT, v.mT))
+        pushed = tall(q, v.shape[2]) if push else None
+        pq, pk, pv = tall(q, width) if pull else None, *(t.new_empty(t.shape) if pull else None for t in (k.mT, v.mT))
+        rows = (-row_means(c, y), q, c, tq, torch.cat([tq, q], -1), gq, pushed, pq)
+        keys = (k, v, tk, torch.cat([k, tk], -1).mT, tv, tv.mT, gk, gv, pk, pv)
+        for start, p, at_rows, at_keys, (a, moved, z) in self._walk(primals, stats, rows, keys, 3):
+            means_, q_, c_, tq_, qs_, gq_, pushed_, pq_ = at_rows
+            k_, v_, tk_, ks_, tv_, tvt_, gk_, gv_, pk_, pv_ = at_keys
             spread(c_, v_, means_, a)
             self._moved(qs_, ks_, p, moved)
             if push:
-                more_(put_(pushed_, p, tv_), moved, v_)
+                across_(across_(pushed_, p, tv_), moved, v_, beta=1)
             add_(gv_, start, moved, c_)
             bent_(torch.bmm(c_, tvt_, out=z), moved, a, p)
             a.mul_(p)
-            more_(put_(gq_, a, tk_, s), z, k_, s)
+            across_(across_(gq_, a, tk_, s), z, k_, s, beta=1)
             more_(add_(gk_, start, a, tq_, s), q_.mT, z, s)
             if pull:
-                put_(pq_, a, k_, s)
+                across_(pq_, a, k_, s)
                 add_(pk_, start, a, q_, s)
                 add_(pv_, start, p, c_)
-        return pushed, (pq, turned(pk), turned(pv)), (gq, turned(gk), turned(gv))
+        pushed, pq = (None if t is None else by_rows(t) for t in (pushed, pq))
+        return pushed, (pq, turned(pk), turned(pv)), (by_rows(gq), turned(gk), turned(gv))
+
+
+class _Keeping(Attention):
+    """The same with P kept: to read it again takes a fifth of the time of its exponentials.
+
+    Each block is a tensor of its own: memory of tens of megabytes is the system's, to be had page by page for twice the time
+    that it takes to fill it.
+    """
+
+    is_large: ClassVar[bool] = True
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, kept = tall(q, v.shape[2]), []
+        for scores, v_, (y_,) in self._scored(q, k, v, y):
+            kept.append(torch.softmax(scores, -1))
+            across_(y_, kept[-1], v_)
+        return by_rows(y), (*kept, by_rows(y))
+
+    def _walk(
+        self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+    ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+        q, k, _ = primals
+        steps = self._blocks(q, k).walk(rows, keys, q, count)
+        for p, (start, at_rows, at_keys, work) in zip(stats[:-1], steps, strict=True):
+            yield start, p, at_rows, at_keys, work
 
 
 def _keeps(q: Tensor, k: Tensor) -> bool:
     """Whether L × S matrices are kept for the derivatives, by the shapes alone."""
     has_derivatives = torch.is_grad_enabled() or in_functorch()
-    return has_derivatives and not is_frugal() and q.shape[-1] >= WIDTH and k.shape[-2] <= WIDTH * q.shape[-1]
+    return has_derivatives and not is_frugal() and k.shape[-2] <= LENGTH * q.shape[-1]
 
 
 def _in_triton(scale: float, causal: bool, block_bytes: int, dtype: torch.dtype) -> Attention:
@@ -188,15 +227,15 @@ def attention(
     """Scaled dot-product attention, as ``torch.nn.functional.scaled_dot_product_attention``, with derivatives of any order.
 
     Torch's fused kernels have no second derivative, and its mathematical form keeps several L × S matrices for each
-    differentiation. Here q, k and v alone are kept, and the matrices exist a block at a time; for heads of at least 32
-    features, and at most 32 times as many keys as features, S and its tangent and cotangent are kept as well, which saves
-    a quarter of the work. With a mask, dropout, grouped queries or batch axes that broadcast, or without elements, the
+    differentiation. Here q, k and v alone are kept, and the matrices exist a block at a time. With at most 32 times as many
+    keys as features one is kept as well, P, or for heads of at least 32 features S and its tangent and cotangent, which
+    saves a quarter of the work. With a mask, dropout, grouped queries or batch axes that broadcast, or without elements, the
     mathematical form is used.
 
     Args:
         query, key, value: ``(..., L, D)``, ``(..., S, D)``, ``(..., S, M)``.
         attn_mask, dropout_p, is_causal, scale, enable_gqa: as of torch's own.
-        block_bytes: size of a block of an L × S matrix; default 512 KiB for each thread of a CPU, 64 MiB on a GPU.
+        block_bytes: size of a block of an L × S matrix; default 1 MiB for each thread of a CPU, 64 MiB on a GPU.
 
     Raises:
         ValueError: shapes that do not belong together; a block of no bytes.
@@ -232,10 +271,13 @@ def attention(
     # Probabilities of half precision are taken in float32, as torch's own kernels do.
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (t.to(wide).reshape(-1, *t.shape[-2:]) for t in tensors)
+    is_narrow = q.shape[-1] < WIDTH
     if is_used(q) and max(q.shape[-1], v.shape[-1]) <= TRITON_WIDTH:
         y = _in_triton(factor, is_causal, size, query.dtype)(q, k, v)
-    elif _keeps(q, k):
-        y = Weighting(is_causal, size)(Scores(factor)(q, k), v)
-    else:
+    elif not _keeps(q, k) or (is_narrow and in_functorch()):  # vmap folds points and what is kept alike, but not blocks
         y = Attention(factor, is_causal, size)(q, k, v)
+    elif is_narrow:
+        y = _Keeping(factor, is_causal, size)(q, k, v)
+    else:
+        y = Weighting(is_causal, size)(Scores(factor)(q, k), v)
     return y.reshape(*query.shape[:-1], value.shape[-1]).to(query.dtype)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from georeg.kernels.rules import Maybe
 
+NARROW = 16
+"""A product with rows of fewer numbers is taken as its transpose: on a CPU, rows of 8 take four times as long."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -92,6 +95,21 @@ def put_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     return more_(to, a, b, scale, beta=0)
 
 
+def tall(like: Tensor, width: int) -> Tensor:
+    """Memory for ``(N, L, width)``, with the rows of ``like``, for :func:`across_`."""
+    if width >= NARROW:
+        return like.new_empty(len(like), like.shape[1], width)
+    return like.new_empty(len(like), width, like.shape[1]).mT
+
+
+def across_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, beta: int = 0) -> Tensor:
+    """to = beta·to + scale·a b of a large a, into memory from :func:`tall`."""
+    if to.shape[2] >= NARROW:
+        return more_(to, a, b, scale, beta=beta)
+    more_(to.mT, b.mT, a.mT, scale, beta=beta)
+    return to
+
+
 def add_(to: Tensor, start: int, matrix: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """Add scale·(matrixᵀ right)ᵀ in place, or put it there for the first rows.
 
@@ -106,7 +124,12 @@ def turned(matrix: Tensor) -> Tensor: ...
 def turned(matrix: None) -> None: ...
 def turned(matrix: Maybe) -> Maybe:
     """matrixᵀ in memory of its own: forward mode takes no view for an output."""
-    return None if matrix is None else matrix.mT.clone(memory_format=torch.contiguous_format)
+    return None if matrix is None else by_rows(matrix.mT)
+
+
+def by_rows(matrix: Tensor) -> Tensor:
+    """A copy with contiguous rows."""
+    return matrix.clone(memory_format=torch.contiguous_format)
 
 
 def mask_future_(scores: Tensor, first: int) -> Tensor:
@@ -119,13 +142,19 @@ def weighted_(scores: Tensor, v: Tensor, y: Tensor) -> Tensor:
     """Put P v into y; the logarithm of each row's sum of exponentials. ``scores`` is used up."""
     largest = scores.amax(-1, keepdim=True)
     sums = scores.sub_(largest).exp_().sum(-1, keepdim=True)
-    put_(y, scores, v).div_(sums)
+    across_(y, scores, v).div_(sums)
     return largest.add_(sums.log_())
 
 
 def spread(c: Tensor, v: Tensor, minus_means: Tensor, out: Tensor) -> Tensor:
     """E − D, what a cotangent is for P less its mean by rows; P times it is A, what it is for S."""
     return torch.baddbmm(minus_means, c, v.mT, out=out)
+
+
+def weighed_(matrix: Tensor, p: Tensor, out: Maybe = None) -> Tensor:
+    """P (matrix − Σ P matrix) by rows, the derivative of a softmax, in one pass."""
+    out = matrix if out is None else out
+    return torch.ops.aten._softmax_backward_data.out(matrix, p, -1, p.dtype, grad_input=out)
 
 
 def centred_(matrix: Tensor, p: Tensor, out: Maybe = None) -> Tensor:

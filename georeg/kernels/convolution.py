@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn.functional import pad
 
+from georeg.kernels.function import Rule
 from georeg.kernels.mode import autocast, in_functorch, skips, zero_cotangents
 
 
@@ -38,7 +38,7 @@ class Geometry:
         return torch.ops.aten.convolution_backward(g, x, weight, None, *arguments, mask)[which]
 
 
-class _Convolution(Function):
+class _Convolution(Rule):
     generate_vmap_rule = True
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Convolution(Function):
         return sum(terms[1:], terms[0])
 
 
-class _InputGradient(Function):
+class _InputGradient(Rule):
     """ḡ ↦ wᵀ ∗ ḡ."""
 
     generate_vmap_rule = True
@@ -120,7 +120,7 @@ class _InputGradient(Function):
         return sum(terms[1:], terms[0])
 
 
-class _WeightGradient(Function):
+class _WeightGradient(Rule):
     """(ḡ, x) ↦ ḡ ⋆ x."""
 
     generate_vmap_rule = True

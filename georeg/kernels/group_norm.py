@@ -24,7 +24,7 @@ from georeg.kernels.triton import is_used
 
 aten = torch.ops.aten
 
-CACHE_BYTES = 2**19
+CACHE_BYTES = 2**20
 """On a CPU the second-order rule works through a batch in parts of this size for each thread, which stay in its cache."""
 
 

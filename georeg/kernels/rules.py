@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.utils._pytree import tree_map
 
+from georeg.kernels.function import Rule
 from georeg.kernels.mode import cotangents_only, in_functorch, skips, zero_cotangents
 
 Maybe = Tensor | None
@@ -117,7 +117,7 @@ def _wanted(ctx: Any, primals: Sequence[Any], operator: Operator, first: int) ->
     ]
 
 
-class _Value(Function):
+class _Value(Rule):
     """P: primals ↦ y and the stats."""
 
     @staticmethod
@@ -130,11 +130,14 @@ class _Value(Function):
         ctx.operator, *primals = inputs
         ctx.count = len(primals)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # or each backward pass would fill zeros for the stats
         ctx.save_for_backward(*primals, *output[1:])
         ctx.save_for_forward(*primals, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, c: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, c: Maybe, *_: Any) -> tuple[Any, ...]:
+        if c is None:
+            return (None,) * (1 + ctx.count)
         operator, primals = ctx.operator, ctx.saved_tensors[: ctx.count]
         stats = ctx.saved_tensors[ctx.count :]
         wanted = _wanted(ctx, primals, operator, 1)
@@ -170,7 +173,7 @@ class _Value(Function):
         return tuple(o.unflatten(0, (info.batch_size, -1)) for o in outputs), (0,) * len(outputs)
 
 
-class _Pullback(Function):
+class _Pullback(Rule):
     """V: cotangent, primals and stats ↦ the gradients of the points."""
 
     @staticmethod
@@ -238,7 +241,7 @@ class _Pullback(Function):
         return tuple(g.unflatten(0, (size, -1)) for g in found), (0,) * points
 
 
-class _Pushforward(Function):
+class _Pushforward(Rule):
     """T: tangents of the points, primals and stats ↦ J v."""
 
     @staticmethod

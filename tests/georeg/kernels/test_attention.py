@@ -14,13 +14,19 @@ from georeg.kernels.mode import frugal, products_only
 from .cases import flops, kept_bytes, third
 
 OPTIONS = {"plain": {}, "causal": {"is_causal": True}, "scaled": {"scale": 0.3}}
-KEPT, RECOMPUTED = 2, 10**6  # the least width of heads whose matrices are kept
+NEVER = 10**6
+KEPT, HALF, RECOMPUTED = (2, NEVER), (NEVER, NEVER), (NEVER, 0)  # the least width, and the greatest length by the width
 BLOCKS = {"one": None, "rows": 64, "a row": 1, "heads": 400}
 
 
-@pytest.fixture(params=[KEPT, RECOMPUTED], ids=["kept", "recomputed"], autouse=True)
-def width(request, monkeypatch):
-    monkeypatch.setattr(module, "WIDTH", request.param)
+def keep(monkeypatch, what):
+    for name, value in zip(("WIDTH", "LENGTH"), what, strict=True):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(params=[KEPT, HALF, RECOMPUTED], ids=["kept", "P kept", "recomputed"], autouse=True)
+def kept(request, monkeypatch):
+    keep(monkeypatch, request.param)
     return request.param
 
 
@@ -220,18 +226,21 @@ def kept_matrices(op, *, length=64, width=4, probes=None):
     return kept_bytes(lambda: linear_graph(of_one(op), x, probes)) / (2 * length**2 * 4)
 
 
-def test_matrices_are_kept_for_wide_heads_alone(monkeypatch):
+def test_which_matrices_are_kept(monkeypatch):
     monkeypatch.undo()
-    assert kept_matrices(attention, width=31) < 3 * 31 * 8 / 64
+    vectors = 3 * 8  # at most, of the size of q
+    assert 1 < kept_matrices(attention, length=256, width=8) < 1 + vectors * 8 / 256  # P
     assert 3 < kept_matrices(attention, length=128, width=32) < 3 + 6  # S, its tangent and its cotangent
-    assert kept_matrices(attention, length=33 * 32, width=32) < 1  # at most 32 times the size of q
+    for width in (8, 32):
+        assert kept_matrices(attention, length=33 * width, width=width) < vectors / 33  # at most 32 times the size of q
     assert kept_matrices(by_torch) > 4
 
 
 def test_matrices_are_not_kept_in_vain(monkeypatch):
-    monkeypatch.setattr(module, "WIDTH", KEPT)
+    keep(monkeypatch, KEPT)
     assert kept_matrices(attention, length=48, width=24) > 6
-    monkeypatch.setattr(module, "Scores", None)
+    for name in ("Scores", "_Keeping"):
+        monkeypatch.setattr(module, name, None)
     with frugal():
         assert kept_matrices(attention, length=48, width=24) < 5
     with torch.no_grad():
@@ -239,16 +248,19 @@ def test_matrices_are_not_kept_in_vain(monkeypatch):
 
 
 def test_several_probes_share_the_scores(monkeypatch):
-    """Each keeps a tangent and a cotangent of its own, and no scores."""
-    monkeypatch.setattr(module, "WIDTH", KEPT)
-    kept = [kept_matrices(attention, length=96, width=48, probes=n) for n in (1, 4)]
-    monkeypatch.setattr(module, "WIDTH", RECOMPUTED)
-    recomputed = [kept_matrices(attention, length=96, width=48, probes=n) for n in (1, 4)]
+    """Each keeps a tangent and a cotangent of its own, and no scores; or nothing of its own beside P."""
+    found = []
+    for what in (KEPT, HALF, RECOMPUTED):
+        keep(monkeypatch, what)
+        found.append([kept_matrices(attention, length=96, width=48, probes=n) for n in (1, 4)])
+    kept, half, recomputed = found
     assert 2.9 < kept[0] - recomputed[0] < 3.1
     assert kept[1] - recomputed[1] < 9.1
+    assert 0.9 < half[0] - recomputed[0] < 1.1
+    assert half[1] - recomputed[1] < 1.1
 
 
-def test_a_recomputed_loss_keeps_no_matrix(width, monkeypatch):
+def test_a_recomputed_loss_keeps_no_matrix(monkeypatch):
     def f(x):
         return torch.nn.functional.scaled_dot_product_attention(*x.chunk(3, dim=-1))
 
@@ -257,17 +269,18 @@ def test_a_recomputed_loss_keeps_no_matrix(width, monkeypatch):
     found = []
     for recompute in (False, True):
         if recompute:
-            monkeypatch.setattr(module, "Scores", None)
+            for name in ("Scores", "_Keeping"):
+                monkeypatch.setattr(module, name, None)
         loss = georeg.IsometryLoss(**options, recompute=recompute)(f, x, generator=torch.Generator().manual_seed(0)).loss
         found.append((loss.detach(), *torch.autograd.grad(loss, x)))
     torch.testing.assert_close(*found)
 
 
-def test_the_work_is_counted(width):
+def test_the_work_is_counted(kept):
     """In matrix products of an isometry step, by its passes."""
     x = torch.randn(2, 4, 16, 24, requires_grad=True)
     product = 2 * 8 * 16 * 16 * 8  # multiply and add
-    is_kept = width == KEPT
+    pullback, pushforward, backward = {KEPT: (4, 4, 21), HALF: (4, 4, 27), RECOMPUTED: (5, 5, 30)}[kept]
     state = {}
 
     def taken(name, run):
@@ -280,9 +293,9 @@ def test_the_work_is_counted(width):
     assert taken("y", lambda: op(x)) == 2
     u = torch.ones_like(state["y"]).requires_grad_()
     with products_only():
-        assert taken("g", lambda: torch.autograd.grad(state["y"], x, u, create_graph=True)[0]) == (4 if is_kept else 5)
+        assert taken("g", lambda: torch.autograd.grad(state["y"], x, u, create_graph=True)[0]) == pullback
     with products_only(cotangents=True):
         pushed = taken("q", lambda: torch.autograd.grad(state["g"], u, state["g"], create_graph=True)[0])
-    assert pushed == (4 if is_kept else 5)
+    assert pushed == pushforward
     total = sum(t.square().sum() for t in state.values())
-    assert taken("loss", lambda: total.backward()) == (21 if is_kept else 30)
+    assert taken("loss", lambda: total.backward()) == backward

@@ -22,9 +22,10 @@ OPERATORS = {
 every = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
 
-@pytest.fixture(params=[2, 10**6], ids=["kept", "recomputed"], autouse=True)
+@pytest.fixture(params=[(2, 32), (10**6, 32), (10**6, 0)], ids=["kept", "P kept", "recomputed"], autouse=True)
 def rules_at_any_size(request, monkeypatch):
-    monkeypatch.setattr(attention, "WIDTH", request.param)
+    for name, value in zip(("WIDTH", "LENGTH"), request.param, strict=True):
+        monkeypatch.setattr(attention, name, value)
     monkeypatch.setattr(linear, "LEAST_WORK", 0)
 
 
