@@ -42,9 +42,12 @@ class TopSingular:
 
 
 def distance_bound(pairs: RitzPairs) -> Tensor:
-    """How far √θ can be from the nearest singular value ``(B, k)``: |τ−σ| ≤ ρ/(τ+σ) gives ρ/σ, and √ρ at σ = 0."""
+    """How far √θ can be from the nearest singular value ``(B, k)``: |τ−σ| ≤ ρ/(τ+σ) gives ρ/σ, and √ρ at σ = 0.
+
+    A residual is known up to the rounding of R v, some ulps of ‖R‖, which at σ = 0 is all that it consists of.
+    """
     sigma = pairs.values.clamp_min(0).sqrt()
-    rho = pairs.residuals
+    rho = pairs.residuals + 4 * torch.finfo(pairs.values.dtype).eps * pairs.scale.clamp_min(0).unsqueeze(1)
     return torch.minimum(torch.where(sigma > 0, rho / torch.where(sigma > 0, sigma, 1), torch.inf), rho.sqrt())
 
 
