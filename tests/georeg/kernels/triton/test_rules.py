@@ -1,6 +1,8 @@
 """Each rule in Triton against the same rule in plain PyTorch in float64, over several tiles; what torch is told of them."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,6 +166,18 @@ def test_work_cannot_hide(device, dtype):
     # The derivative of T: S, Ṡ of two, E and F thrice; ∂q and ∂k of two, ∂v; V toward g. That of g: the same, but
     # T toward u in the place of V.
     assert work == (15 + 5 + 3) + (15 + 5 + 2)
+
+
+def test_work_cannot_hide_in_the_first_use(device, dtype):
+    """The module with the formulas is imported by the first call, here within the counter."""
+    code = (
+        "import torch\nfrom torch.utils.flop_counter import FlopCounterMode\nfrom georeg.kernels.attention import attention\n"
+        f"q = torch.randn(2, 5, 3, device='{device}', dtype={dtype}, requires_grad=True)\n"
+        "with FlopCounterMode(display=False) as counter: attention(q, q, q)\n"
+        "print(counter.get_total_flops())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 2 * (2 * 2 * 5 * 5 * 3)
 
 
 def test_torch_knows_what_the_operators_return(device, dtype):
