@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from georeg.estimators import Estimator, Hutchinson, as_estimator
 from georeg.jackknife import Estimate, M, jackknife
+from georeg.kernels.compiling import as_written
 from georeg.linearize import Linearization, Map, linearize, linearize_graph
 from georeg.linearize.base import check_points, graph_ready, in_functorch, outside_inference_mode
 from georeg.manifolds import Euclidean, Manifold
@@ -173,6 +174,7 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         """Whether F is defined at means ``(G, S)``: ``(G,)``; everywhere, unless a loss says otherwise."""
         return torch.ones_like(means[..., 0], dtype=torch.bool)
 
+    @as_written
     def forward(
         self,
         f: Callable[..., Tensor],
@@ -208,6 +210,7 @@ class Regularizer(nn.Module, ABC, Generic[M]):
         lin = linearize(map_at(slice(None)), x, chunk_size=self.chunk_size, detach_x=self.detach_x)
         return self.of(lin, groups, generator=generator)
 
+    @as_written
     def of_graph(self, x: Tensor, y: Tensor, groups: Tensor | None = None, *, generator: Generator = None) -> LossOutput[M]:
         """The loss from a forward pass y = f(x) that was already run on a tensor x that requires grad.
 

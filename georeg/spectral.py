@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from georeg.estimators import Estimator, as_estimator
+from georeg.kernels.compiling import as_written
 from georeg.linearize import Engine, Linearization, Map, linearize
 from georeg.manifolds import Euclidean, Manifold
 from georeg.manifolds.base import MetricAt
@@ -41,6 +42,7 @@ def moments_at(
     return estimator(lin, *metrics_at(lin, domain, codomain), generator)
 
 
+@as_written
 def spectral_moments(
     f: Map,
     x: Tensor,

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 import georeg
 from georeg.kernels import fused
+from georeg.kernels.compiling import as_written
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
 from georeg.random import Generator
@@ -174,6 +175,7 @@ class IsometricDiffusionLoss(nn.Module):
         """T of the scheduler."""
         return int(self.noise_scheduler.config.num_train_timesteps)
 
+    @as_written
     def forward(
         self,
         x0: Tensor,

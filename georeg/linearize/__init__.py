@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from georeg.kernels import fused
+from georeg.kernels.compiling import as_written, uncompiled
 from georeg.linearize.base import (
     Linearization,
     Map,
@@ -28,6 +29,7 @@ Engine = Literal["auto", "reverse", "forward"]
 __all__ = ["Engine", "Linearization", "Map", "linearize", "linearize_graph"]
 
 
+@as_written
 def linearize(
     f: Map, x: Tensor, *, engine: Engine = "auto", chunk_size: int | None = None, detach_x: bool = False
 ) -> Linearization:
@@ -77,7 +79,7 @@ def linearize(
         if engine == "forward" or transformed:
             reason = "inside a torch.func transform" if engine == "auto" else "as asked"
             return _forward(f, point, chunk_size, reason)
-        with torch.enable_grad(), differentiable_attention(), fused():
+        with torch.enable_grad(), differentiable_attention(), fused(), uncompiled():
             point = point if point.requires_grad else point.detach().requires_grad_()
             # A view, so that no operator takes a point that is a leaf for one of the map's parameters.
             value = check_value(point, f(point.view_as(point)))
@@ -95,6 +97,7 @@ def _forward(f: Map, point: Tensor, chunk_size: int | None, reason: str) -> Line
     return lin
 
 
+@as_written
 def linearize_graph(x: Tensor, y: Tensor, *, chunk_size: int | None = None) -> Linearization:
     """A linearisation taken from the graph of a forward pass that the caller has already run.
 

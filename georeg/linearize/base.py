@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from georeg.kernels.compiling import as_written
 from georeg.kernels.mode import in_functorch as in_functorch
 
 Map = Callable[[Tensor], Tensor]
@@ -55,10 +56,12 @@ class Linearization(ABC):
     @abstractmethod
     def _vjp(self, w: Tensor) -> Tensor: ...
 
+    @as_written
     def jvp(self, v: Tensor) -> Tensor:
         """Pushforward J v of tangent vectors ``(k, B, *event of x)``: ``(k, B, *event of f(x))``."""
         return self._product("v", v, self.x, self.value, self._jvp, "num_jvps")
 
+    @as_written
     def vjp(self, w: Tensor) -> Tensor:
         """Pullback Jᵀ w of cotangent vectors ``(k, B, *event of f(x))``: ``(k, B, *event of x)``."""
         return self._product("w", w, self.value, self.x, self._vjp, "num_vjps")

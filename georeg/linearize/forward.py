@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from georeg.kernels.compiling import uncompiled
 from georeg.linearize.base import Linearization, Map, differentiable_attention
 from georeg.random import random_state, replayed
 
@@ -64,13 +65,13 @@ class ForwardLinearization(Linearization):
         # A dual number cannot be made of an expanded tensor, whose elements share memory.
         x = x if x.is_contiguous() else x.clone()
         self._state = random_state()
-        with differentiable_attention():
+        with differentiable_attention(), uncompiled():
             value = f(x)
         super().__init__(x, value, chunk_size, reason)
 
     def _products(self, product: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:
         def run(one_or_many: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-            with _explained(), _ContiguousGroupNorm(), replayed(self._state):
+            with _explained(), _ContiguousGroupNorm(), replayed(self._state), uncompiled():
                 return one_or_many(given)
 
         many = torch.func.vmap(product, randomness="same")
