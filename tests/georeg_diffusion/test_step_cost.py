@@ -1,10 +1,13 @@
 """What a step costs, counted on the meta device: the figures that README and docs/performance.md give."""
 
+import os
+
 import pytest
 import torch
 
 import georeg
-from benchmarks.step_cost import cost_table
+from benchmarks.step_cost import cost_table, switched, under, without_triton
+from georeg.kernels.triton.support import SWITCH
 from georeg_diffusion import HSpace, IsometricDiffusionLoss
 from georeg_diffusion._compat import diffusers
 from georeg_diffusion.cost import PeakBytes, peak_bytes_of, work_of
@@ -78,3 +81,17 @@ def test_the_published_loss_is_its_formula():
     metric = 4 * r**4 / (z.square().sum() + r**2) ** 2
     a, b = J @ u / metric.sqrt(), J.mT @ (J @ u) / metric
     torch.testing.assert_close(found.detach(), b.square().sum() / metric / a.square().sum() ** 2)
+
+
+def test_a_step_under_autocast_and_without_a_kernel():
+    assert under(lambda: torch.ones(2, 2) @ torch.ones(2, 2), "cpu", torch.bfloat16)().dtype == torch.bfloat16
+    assert under(lambda: torch.ones(2, 2) @ torch.ones(2, 2), "cpu", None)().dtype == torch.float32
+    seen = []
+    with switched("GEOREG_TEST", "1"):
+        without_triton(lambda: seen.append(os.environ[SWITCH]) or torch.ones(()))()
+        with switched("GEOREG_TEST", "0"):
+            assert os.environ["GEOREG_TEST"] == "0"
+        assert os.environ["GEOREG_TEST"] == "1"
+    assert seen == ["0"]
+    assert SWITCH not in os.environ
+    assert "GEOREG_TEST" not in os.environ

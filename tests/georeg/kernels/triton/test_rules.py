@@ -171,7 +171,8 @@ def test_work_cannot_hide(device, dtype):
 def test_work_cannot_hide_in_the_first_use(device, dtype):
     """The module with the formulas is imported by the first call, here within the counter."""
     code = (
-        "import torch\nfrom torch.utils.flop_counter import FlopCounterMode\nfrom georeg.kernels.attention import attention\n"
+        "import torch; from torch.utils.flop_counter import FlopCounterMode\n"
+        "from georeg.kernels.attention import attention\n"
         f"q = torch.randn(2, 5, 3, device='{device}', dtype={dtype}, requires_grad=True)\n"
         "with FlopCounterMode(display=False) as counter: attention(q, q, q)\n"
         "print(counter.get_total_flops())"
