@@ -20,6 +20,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the smoke run shares its cores with other processes
 
 
+def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
+    """What the report says of the machine that was measured, which need not be the one that reports."""
+    is_cuda = torch.cuda.is_available()
+    machine_info["torch"] = torch.__version__
+    machine_info["accelerator"] = torch.cuda.get_device_name() if is_cuda else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

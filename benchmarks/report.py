@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -129,7 +127,8 @@ def main() -> None:
     parser.add_argument("--name", default="cpu", help="of the files in benchmarks/results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    groups = groups_of(json.loads(options.raw.read_text()))
+    raw = json.loads(options.raw.read_text())
+    groups, machine = groups_of(raw), raw["machine_info"]
     console = Console(width=max(Console().width, 116))
     show(groups, console)
     found = crossovers(groups)
@@ -137,8 +136,9 @@ def main() -> None:
         console.print(line)
     options.results.mkdir(parents=True, exist_ok=True)
     protocol = {
-        "torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if options.name != "cpu" else platform.machine(),
+        "torch": machine["torch"], "python": machine["python_version"],
+        "threads": raw["benchmarks"][0]["extra_info"].get("threads"),
+        "device": machine["machine"] if options.name == "cpu" else machine["accelerator"],
         "time": "median of the rounds after one to warm up",
     }  # fmt: skip
     target = options.results / f"{options.name}.json"
