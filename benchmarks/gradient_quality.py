@@ -266,7 +266,7 @@ def table(results: Results) -> str:
 def plot(results: Results, target: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.7 * (len(results) // 2)), layout="constrained")  # two states of each network
+    figure = Figure(figsize=(14, 3.7 * (len(results) // 2)), layout="constrained")  # two states of each network
     axes = figure.subplots(len(results) // 2, 2, squeeze=False).flatten()
     kinds = {"default": "o", "Hutchinson": "s", "half": "D", "one step": "*", "different": "d", "asymmetric": "^"}
     kinds |= {"Gram": "v", "HutchPP": "P", "XTrace": "X"}
@@ -284,23 +284,24 @@ def plot(results: Results, target: Path) -> None:
         ax.set_xlabel("work that the loss adds, encoder passes Fₑ")
         ax.set_ylabel("relative variance of the gradient")
         ax.grid(alpha=0.25, which="both")
-        ax.legend(fontsize=6.5, frameon=False, loc="upper right")
+        ax.legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(
         "Noise of the isometry loss's gradient against its work (grey: equal noise × work; lower left is better)"
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    figure.savefig(target, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps and draws: whether it runs, not what it finds")
+    parser.add_argument("--draws", type=int, default=100, help="of each candidate")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/gradient_quality.png"))
     arguments = parser.parse_args()
     sizes = (
         {"pretraining": 2, "steps": 2, "batch": 2, "repeats": 2}
         if arguments.quick
-        else {"pretraining": 300, "steps": 300, "batch": 8, "repeats": 100}
+        else {"pretraining": 300, "steps": 300, "batch": 8, "repeats": arguments.draws}
     )
     results = states(**sizes)
     print(table(results))
