@@ -64,7 +64,7 @@ def _value_and_tangent(
     value, sums, pushed = outputs = _like_forward(q, k, v, tq, tk, tv, y, log_sums, scale, causal, precision)
     width = max(q.shape[2], v.shape[2])
     settings = _settings(q, k, v, causal, precision, 64, 64 if width <= 32 else 32)
-    programs.forward[(-(-q.shape[1] // settings["ROWS"]), len(q))](
+    programs.forward[(len(q) * -(-q.shape[1] // settings["ROWS"]),)](
         q, k, v, *(q if t is None else t for t in (tq, tk, tv)), value if y is None else y,
         sums if log_sums is None else log_sums, pushed, q.shape[1], k.shape[1], q.shape[2], v.shape[2], scale,
         PRIMAL=y is None, TANGENT=tq is not None, num_warps=4, num_stages=2 if width <= 32 else 1, **settings,
@@ -104,10 +104,12 @@ def _derivatives(
     points = (q, k, v, c, *(q if t is None else t for t in (tq, tk, tv)), log_sums, means)
     sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2], scale)
     flags: dict[str, Any] = {"PULL": pull, "BEND": bend, "num_warps": 4, "num_stages": 1}
-    programs.by_rows[(-(-q.shape[1] // by_rows["ROWS"]), len(q))](
+    programs.by_rows[(len(q) * -(-q.shape[1] // by_rows["ROWS"]),)](
         *points, y, m, r, pushed, pq, gq, *sizes, PUSH=push, **flags, **by_rows
     )  # fmt: skip
-    programs.by_keys[(-(-k.shape[1] // by_keys["KEYS"]), len(q))](*points, m, r, pk, pv, gk, gv, *sizes, **flags, **by_keys)
+    programs.by_keys[(len(q) * -(-k.shape[1] // by_keys["KEYS"]),)](
+        *points, m, r, pk, pv, gk, gv, *sizes, **flags, **by_keys
+    )
     return outputs
 
 

@@ -27,6 +27,13 @@ def _row(pointer, head, rows, place):
 
 
 @triton.jit
+def _program(length, TILE: tl.constexpr):
+    """Head and tile, of one axis of programs: a second one would end at 65,535 heads."""
+    tiles = tl.cdiv(length, TILE)
+    return tl.program_id(0) // tiles, tl.program_id(0) % tiles
+
+
+@triton.jit
 def _times(a, b, PRECISION: tl.constexpr, ACC: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
 
@@ -46,8 +53,8 @@ def forward(
     ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE_D: tl.constexpr, WIDE_M: tl.constexpr,
 ):  # fmt: skip
     """y and the logarithms of the sums of exponentials if ``PRIMAL``, which are read elsewhere, and T if ``TANGENT``."""
-    head = tl.program_id(1)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, tile = _program(L, ROWS)
+    rows = tile * ROWS + tl.arange(0, ROWS)
     in_d, in_m = tl.arange(0, WIDE_D), tl.arange(0, WIDE_M)
     q_ = _tile(q, head, L, D, rows, in_d)
     if TANGENT:
@@ -58,7 +65,7 @@ def forward(
         log_sums_ = _row(log_sums, head, L, rows)
     last = S
     if CAUSAL:
-        last = tl.minimum(S, (tl.program_id(0) + 1) * ROWS)
+        last = tl.minimum(S, (tile + 1) * ROWS)
     for start in range(0, last, KEYS):
         columns = start + tl.arange(0, KEYS)
         seen = _seen(rows, columns, L, S, CAUSAL)
@@ -122,14 +129,14 @@ def by_rows(
     ACC: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE_D: tl.constexpr, WIDE_M: tl.constexpr,
 ):  # fmt: skip
     """What has a number for each row: m, r and T in a first pass over the keys, V_q and ∂q in a second."""
-    head = tl.program_id(1)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, tile = _program(L, ROWS)
+    rows = tile * ROWS + tl.arange(0, ROWS)
     in_d, in_m = tl.arange(0, WIDE_D), tl.arange(0, WIDE_M)
     q_, c_ = _tile(q, head, L, D, rows, in_d), _tile(c, head, L, M, rows, in_m)
     log_sums_, means_ = _row(log_sums, head, L, rows), _row(means, head, L, rows)
     last = S
     if CAUSAL:
-        last = tl.minimum(S, (tl.program_id(0) + 1) * ROWS)
+        last = tl.minimum(S, (tile + 1) * ROWS)
     tq_, m_, r_ = q_, means_ * 0, means_ * 0
     if BEND:
         tq_ = _tile(tq, head, L, D, rows, in_d)
@@ -181,8 +188,8 @@ def by_keys(
     ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE_D: tl.constexpr, WIDE_M: tl.constexpr,
 ):  # fmt: skip
     """What has a number for each key: V_k and V_v, ∂k = s(Zᵀq + Aᵀq̇) and ∂v = Ṗᵀc."""
-    head = tl.program_id(1)
-    columns = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    head, tile = _program(S, KEYS)
+    columns = tile * KEYS + tl.arange(0, KEYS)
     in_d, in_m = tl.arange(0, WIDE_D), tl.arange(0, WIDE_M)
     k_, v_ = _tile(k, head, S, D, columns, in_d), _tile(v, head, S, M, columns, in_m)
     tk_, tv_ = k_, v_
@@ -192,7 +199,7 @@ def by_keys(
     pull_v, bent_v = tl.zeros((KEYS, WIDE_M), ACC), tl.zeros((KEYS, WIDE_M), ACC)
     first = 0
     if CAUSAL:
-        first = tl.program_id(0) * KEYS // ROWS * ROWS
+        first = tile * KEYS // ROWS * ROWS
     for start in range(first, L, ROWS):
         rows = start + tl.arange(0, ROWS)
         q_, c_ = _tile(q, head, L, D, rows, in_d), _tile(c, head, L, M, rows, in_m)
