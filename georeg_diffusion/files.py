@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from georeg_diffusion.errors import UsageError
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -33,6 +35,22 @@ def replacing(target: Path) -> Iterator[Path]:
         _remove(old)
     else:
         os.replace(scratch, target)
+
+
+def refuse_file(folder: Path, option: str = "--output-dir") -> None:
+    """Refuse a folder to write into that is a file, or lies below one.
+
+    Args:
+        folder: which may be there or not.
+        option: which names it, for messages.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        below = "" if file == folder else f"{folder} cannot be made: "
+        raise UsageError(f"{option}: {below}{file} is a file, expected a folder; choose another one")
 
 
 def _remove(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,16 +72,17 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
 
     Raises:
         UsageError: a folder of something else; a device that cannot be used.
-        UsageError, RunError: something that measures is named and is not there.
+        UsageError, RunError: images, a model or something that measures is named and is not there.
     """
     from georeg_diffusion.commands.workspace import device_of
-    from georeg_diffusion.experiments.bench import claim
+    from georeg_diffusion.experiments.bench import claim, refuse_foreign
     from georeg_diffusion.experiments.lab import Lab
 
     device = device_of(config.device)
+    refuse_foreign(folder, flag)
     _require_measures(config)
-    claim(folder, flag)
-    return Lab(
+    _require_model(config.pretrained)
+    lab = Lab(
         recipe=recipe,
         seeds=tuple(range(config.seed, config.seed + config.seeds)),
         folder=folder,
@@ -87,6 +90,9 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
         device=device,
         measures=_measures(config),
     )
+    lab.given()  # a folder without images is told before anything is trained or written
+    claim(folder, flag)
+    return lab
 
 
 def _require_measures(config: ExperimentOptions) -> None:
@@ -101,7 +107,28 @@ def _require_measures(config: ExperimentOptions) -> None:
     if config.features not in (None, "digits"):  # those are trained in place
         open_features(config.features, resolution=32, inception_weights=config.inception_weights)
     if config.classifier is not None:
-        load_classifier(Path(config.classifier))
+        with _naming("--classifier"):
+            load_classifier(Path(config.classifier))
+
+
+def _require_model(pretrained: str | None) -> None:
+    """Open a model in a folder. One on the hub is fetched when it is trained; a name that is neither is refused."""
+    from georeg_diffusion.bundle import is_on_hub, load
+
+    if pretrained is not None and not is_on_hub(pretrained):
+        with _naming("--pretrained"):
+            load(pretrained)
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Say which option is to blame."""
+    from georeg_diffusion.errors import RunError
+
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{flag}: {error}") from error
 
 
 def refuse_several_processes(command: str) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 from georeg_diffusion.errors import UsageError
 from georeg_diffusion.experiments.finding import Finding, Table
 from georeg_diffusion.experiments.lab import Lab
-from georeg_diffusion.files import replacing, write_json
+from georeg_diffusion.files import refuse_file, replacing, write_json
 from georeg_diffusion.progress import console
 
 _MARK = "reproduce.json"
 
 
-def claim(folder: Path, option: str = "--output-dir") -> None:
-    """Make sure that a folder is new, empty or ours, and mark it.
+def refuse_foreign(folder: Path, option: str = "--output-dir") -> None:
+    """Make sure that a folder is new, empty or ours.
 
     Args:
         folder: of results, or of models and scores.
@@ -29,13 +29,26 @@ def claim(folder: Path, option: str = "--output-dir") -> None:
     Raises:
         UsageError: a file, or a folder of something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{option}: {folder} is a file, expected a folder")
+    refuse_file(folder, option)
     if (folder / _MARK).is_file():
         return
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UsageError(f"{option}: {folder} is not empty and holds no experiments of ours; choose another folder")
-    write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
+
+
+def claim(folder: Path, option: str = "--output-dir") -> None:
+    """Mark a folder as ours.
+
+    Args:
+        folder: of results, or of models and scores.
+        option: which names it, for messages.
+
+    Raises:
+        UsageError: a file, or a folder of something else.
+    """
+    refuse_foreign(folder, option)
+    if not (folder / _MARK).is_file():
+        write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
 
 
 def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
