@@ -28,6 +28,16 @@ class ExperimentOptions:
     seeds: int = option(3, "How many seeds: replicates, from which the standard errors come.", panel=_SIZE, minimum=1)
     seed: int = option(0, "The first of them.", panel=_SIZE, minimum=0, maximum=2**31)
 
+    max_train_steps: int | None = option(
+        None, "Steps of each training, in place of the recipe's: a few show whether everything runs.", panel=_SIZE, minimum=1
+    )
+    num_samples: int | None = option(
+        None, "Images, pairs or latents of each score, in place of the recipe's.", panel=_SIZE, minimum=2
+    )
+    num_inference_steps: int | None = option(
+        None, "DDIM steps of each score, in place of the recipe's.", panel=_SIZE, minimum=1
+    )
+
     dataset: str = option("digits", "The data; all but digits take the paper's settings.", panel=_DATA, choices=DATASETS)
     data_dir: Path | None = option(
         None, "Folder of the real images. Default: the data set of that name on Hugging Face's hub.", panel=_DATA
@@ -79,6 +89,11 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
     from georeg_diffusion.experiments.lab import Lab
 
     device = device_of(config.device)
+    recipe = recipe.rehearsed(
+        max_train_steps=config.max_train_steps,
+        num_samples=config.num_samples,
+        num_inference_steps=config.num_inference_steps,
+    )
     refuse_foreign(folder, flag)
     _require_measures(config)
     _require_model(config.pretrained)

@@ -266,11 +266,7 @@ class Lab:
 
     def _sizes(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         recipe, kind = self.recipe, name.removesuffix("_radial")
-        sizes = {
-            "num_samples": recipe.num_samples.get(kind),
-            "num_inference_steps": recipe.num_inference_steps.get(kind),
-            "protocol": recipe.protocol,
-        }
+        sizes = {**recipe.sizes_of(kind), "protocol": recipe.protocol}
         ppl = {"ppl": "paper"} if recipe.protocol == "paper" else {}
         return {**sizes, **options, "options": {**ppl, **options.get("options", {})}}
 

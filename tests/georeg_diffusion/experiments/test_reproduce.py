@@ -86,6 +86,8 @@ def test_a_finished_experiment_is_shown_again_without_work(reproduce, monkeypatc
         (["table1", "--data-dir", "."], "--data-dir: got . with the digits"),
         (["table1", "--dataset", "cifar10", "--data-dir", "nowhere"], "--data-dir: nowhere is not a folder"),
         (["table1", "--lambda-iso", "-1"], "--lambda-iso: got -1"),
+        (["table1", "--max-train-steps", "0"], "--max-train-steps: got 0, expected at least 1"),
+        (["table1", "--num-samples", "1"], "--num-samples: got 1, expected at least 2"),
         (["table1", "--lambda-iso", "inf"], "--lambda-iso: got inf, expected a finite number"),
         (["table1", "--device", "abacus"], "--device: got 'abacus'"),
         (["table1", "--device", "meta"], "--device: got 'meta', which cannot be used here"),
@@ -265,6 +267,24 @@ def test_lambda_that_leaves_nothing_to_compare_is_refused(reproduce, tmp_path, v
     assert code == 2
     assert "--lambda-iso: got" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rehearsal_is_the_same_in_small():
+    for earnest in (recipe.recipe_of("digits"), recipe.recipe_of("celebahq256")):
+        small = earnest.rehearsed(max_train_steps=3, num_samples=4, num_inference_steps=2)
+        assert small.steps == small.autoencoder_steps == 3
+        assert small.pretraining_steps == (3 if earnest.pretraining_steps else None)
+        for score in ("fid", "mcn", "edit"):
+            assert small.sizes_of(score) == {"num_samples": 4, "num_inference_steps": 2}
+        assert not [key for key in small.training if "validation" in key]  # of 10,000 images
+        assert earnest.rehearsed() == earnest
+        assert earnest.rehearsed(num_samples=4).steps == earnest.steps
+
+
+def test_a_rehearsal_leaves_what_was_found_in_earnest_alone(lab):
+    small = replace(lab, recipe=lab.recipe.rehearsed(max_train_steps=1, num_samples=3))
+    assert small._key(small._config(0, {})) != lab._key(lab._config(0, {}))
+    assert small._score_file("model", 0, "fid", {}) != lab._score_file("model", 0, "fid", {})
 
 
 def test_weights_of_other_losses_change_with_lambda():
