@@ -81,8 +81,8 @@ class Recipe:
             >>> recipe_of(quick=True).sizes_of("fid")
             {'num_samples': 128, 'num_inference_steps': None}
         """
-        own = {"num_samples": self.num_samples.get(score), "num_inference_steps": self.num_inference_steps.get(score)}
-        return own | self.every
+        samples, steps = self.num_samples.get(score), self.num_inference_steps.get(score)
+        return {"num_samples": samples, "num_inference_steps": steps, **self.every}
 
     def rehearsed(
         self, *, max_train_steps: int | None = None, num_samples: int | None = None, num_inference_steps: int | None = None
