@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from georeg_diffusion.errors import UsageError
 
 
@@ -58,6 +60,22 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether no weights and no JSON in a folder were cut off or overwritten by something else.
+
+    Of weights the header is read, which says how long the file must be; a folder without either is whole.
+    """
+    try:
+        for file in folder.rglob("*.safetensors"):
+            with safe_open(file, framework="pt"):
+                pass
+        for file in folder.rglob("*.json"):
+            json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -65,15 +65,20 @@ def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
     folder, key = lab.folder / name, _key(lab, module)
     known = _known(folder, key)
     if known is not None:
+        _write_tables(known, folder)  # which may have been deleted or edited
         return known
     _discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     finding: Finding = module.run(lab)
-    for index, table in enumerate(finding.tables, start=1):
-        write_table(table, folder, "table" if len(finding.tables) == 1 else f"table-{index}")
+    _write_tables(finding, folder)
     record = {"experiment": name, "source": module.SOURCE, "key": key, "recipe": asdict(lab.recipe), "seeds": lab.seeds}
     write_json(folder / "finding.json", _plain({**record, **finding.as_json(folder)}))
     return finding
+
+
+def _write_tables(finding: Finding, folder: Path) -> None:
+    for index, table in enumerate(finding.tables, start=1):
+        write_table(table, folder, "table" if len(finding.tables) == 1 else f"table-{index}")
 
 
 def write_table(table: Table, folder: Path, stem: str) -> None:

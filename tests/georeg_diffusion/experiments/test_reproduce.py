@@ -223,8 +223,12 @@ def test_what_was_found_is_read_back_unless_anything_it_follows_from_changed(lab
     lab = replace(lab, folder=tmp_path)
     module, calls = experiment(tmp_path)
     first = worked_off(lab, "one", module)
+    table = tmp_path / "one" / "table.csv"
+    written = table.read_text()
+    table.unlink()
     assert worked_off(lab, "one", module) == first
     assert len(calls) == 1
+    assert table.read_text() == written
     worked_off(replace(lab, seeds=(0, 1, 2)), "one", module)
     worked_off(replace(lab, recipe=replace(lab.recipe, lambda_iso=0.5)), "one", module)
     worked_off(replace(lab, measures={"features": "inception"}), "one", module)
