@@ -213,6 +213,8 @@ def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
             raise wrong
         value = ",".join(map(str, items))
     choices, low, high = entry.metadata["choices"], entry.metadata["minimum"], entry.metadata["maximum"]
+    if choices:  # either spelling, as of options
+        value = next((one for one in choices if one.replace("_", "-") == str(value).replace("_", "-")), value)
     if choices and value not in choices:
         raise UsageError(f"{flag}: got {value!r}, expected one of {', '.join(choices)}")
     if (low is not None and not value >= low) or (high is not None and not value <= high):

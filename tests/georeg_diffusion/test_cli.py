@@ -79,6 +79,14 @@ def test_whole_numbers_may_have_an_exponent():
     assert resolve(TrainConfig, [], {"max_train_steps": "1e3", "seed": "3"}).max_train_steps == 1000
 
 
+@pytest.mark.parametrize("spelled", ["scaled_linear", "scaled-linear"])
+def test_choices_may_have_hyphens(spelled):
+    from georeg_diffusion.options import resolve
+    from georeg_diffusion.training.config import TrainConfig
+
+    assert resolve(TrainConfig, [], {"ddpm_beta_schedule": spelled}).ddpm_beta_schedule == "scaled_linear"
+
+
 @pytest.mark.parametrize("name", ["reproduce", "sweep", "train", "edit"])
 def test_help_is_set_in_lines_of_the_terminal(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
