@@ -1,5 +1,8 @@
 """Sphinx configuration: Markdown by MyST, the API from docstrings. Builds offline."""
 
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
 import georeg
 
 project = "georeg"
@@ -12,7 +15,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"georeg {release}"
-html_static_path: list[str] = []
+html_static_path: list[str] = ["_static"]
+html_css_files = ["tables.css"]
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -23,3 +27,20 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+
+class WholeNumbers(SphinxPostTransform):
+    """A number and its error stay on one line of a table's cell."""
+
+    default_priority = 900
+
+    def run(self, **_: object) -> None:
+        for entry in self.document.findall(nodes.entry):
+            for text in list(entry.findall(nodes.Text)):
+                whole = text.replace(" ± ", "\u00a0±\u00a0").replace(" … ", "\u00a0…\u00a0")
+                text.parent.replace(text, nodes.Text(whole))
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    """Called by Sphinx."""
+    app.add_post_transform(WholeNumbers)

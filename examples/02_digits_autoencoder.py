@@ -56,4 +56,4 @@ for panel, name, weight in zip(axes, ("Reconstruction only", "With isometry loss
     panel.set_title(f"{name}\nerror {error:.1f} · normalised loss {float(score):.2f} · condition {float(mcn):.1f}", size=15)
     panel.set(xticks=[], yticks=[], box_aspect=1, aspect="equal", adjustable="datalim")
 options.output_dir.mkdir(parents=True, exist_ok=True)
-figure.savefig(options.output_dir / "digits_autoencoder.png", dpi=90, bbox_inches="tight")
+figure.savefig(options.output_dir / "digits_autoencoder.png", dpi=64, bbox_inches="tight")

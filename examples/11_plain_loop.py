@@ -57,18 +57,21 @@ for batch in track(torch.randint(len(train), (200 if options.quick else 1500, 12
     pieces = train[batch.to(device)].split(32)
     # Two passes: the first takes the sums alone, the second gives losses whose gradients add up to the whole batch's.
     losses = georeg.accumulate(isometry, [lambda x=x: distortion(x) for x in pieces])
+    shares = []
     for x, iso in zip(pieces, losses, strict=True):
-        loss = reconstruction(x).sum() / len(batch) + 0.5 * iso
-        scaler.scale(loss).backward()
-    history.append((float(reconstruction(x).detach().mean()), float(iso.detach())))
+        error = reconstruction(x).sum() / len(batch)
+        scaler.scale(error + 0.5 * iso).backward()
+        shares.append((error.item(), iso.item()))
+    history.append(torch.tensor(shares).sum(0))  # each micro-batch has its share of the batch's losses
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad()
+print("last batch: reconstruction error {:.2f}, normalised loss {:.3f}".format(*history[-1].tolist()))
 report("after")
 options.output_dir.mkdir(parents=True, exist_ok=True)
 figure = Figure(figsize=(8, 3), layout="constrained")
-titles = ("reconstruction error of a batch", "normalised isometry loss, 1 is perfect")
-for panel, values, title in zip(figure.subplots(1, 2), torch.tensor(history).T, titles, strict=True):
-    panel.loglog(range(1, len(history) + 1), values, lw=1)
-    panel.set(title=title, xlabel="step")
+titles = {"reconstruction error of a batch": "log", "normalised isometry loss, 1 is perfect": "linear"}
+for panel, values, title in zip(figure.subplots(1, 2), torch.stack(history).T, titles, strict=True):
+    panel.plot(range(1, len(history) + 1), values, lw=1)
+    panel.set(title=title, xlabel="step", xscale="log", yscale=titles[title])
 figure.savefig(options.output_dir / "plain_loop.png", dpi=90)

@@ -118,6 +118,17 @@ class Bundle:
         write(Path(folder), network, self.scheduler, self.codec, self.pipeline_class, self.components)
 
 
+def is_on_hub(path: str | Path) -> bool:
+    """Whether this can only be the id of a model on the hub, ``owner/name``: nothing on this machine has the name.
+
+    Example:
+        >>> from georeg_diffusion.bundle import is_on_hub
+        >>> is_on_hub("google/ddpm-cifar10-32"), is_on_hub("./model"), is_on_hub("model")
+        (True, False, False)
+    """
+    return not Path(path).exists() and not str(path).startswith((".", "/", "~")) and str(path).count("/") == 1
+
+
 def load(path: str | Path) -> Bundle:
     """Load a model: a diffusers pipeline folder, a bare network folder, or a hub id. Weights as safetensors only.
 
@@ -156,6 +167,6 @@ def load(path: str | Path) -> Bundle:
         raise RunError(
             f"{folder} is not a diffusers model: expected model_index.json (a pipeline) or config.json (a network) in it"
         )
-    if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+    if not is_on_hub(path):
         raise RunError(f"{path} is not a folder, nor a hub id such as google/ddpm-cifar10-32; expected a diffusers model")
     return Bundle(**read_pipeline(str(path)))

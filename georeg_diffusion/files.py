@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from georeg_diffusion.errors import UsageError
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -35,11 +39,43 @@ def replacing(target: Path) -> Iterator[Path]:
         os.replace(scratch, target)
 
 
+def refuse_file(folder: Path, option: str = "--output-dir") -> None:
+    """Refuse a folder to write into that is a file, or lies below one.
+
+    Args:
+        folder: which may be there or not.
+        option: which names it, for messages.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        below = "" if file == folder else f"{folder} cannot be made: "
+        raise UsageError(f"{option}: {below}{file} is a file, expected a folder; choose another one")
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether no weights and no JSON in a folder were cut off or overwritten by something else.
+
+    Of weights the header is read, which says how long the file must be; a folder without either is whole.
+    """
+    try:
+        for file in folder.rglob("*.safetensors"):
+            with safe_open(file, framework="pt"):
+                pass
+        for file in folder.rglob("*.json"):
+            json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def write_json(target: Path, content: Any) -> None:

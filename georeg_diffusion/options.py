@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import Field, asdict, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 import yaml
@@ -93,7 +94,10 @@ def as_command(config: type[Any], run: Callable[[Any], None], *, with_presets: b
         names = [flag_of(entry.name)]
         if inner is bool:
             names = [f"{flag_of(entry.name)}/--no-{entry.name.replace('_', '-')}"]
-        annotation = Literal[entry.metadata["choices"]] if entry.metadata["choices"] else hints[entry.name]
+        annotation, shown = hints[entry.name], None
+        if entry.metadata["choices"] or inner in (int, float):  # as text, so that `resolve` alone says what is wrong
+            annotation = str if entry.default is not None else str | None
+            shown = f"<{'|'.join(entry.metadata['choices']) or inner.__name__}>"
         parameters.append(
             inspect.Parameter(
                 entry.name,
@@ -101,12 +105,15 @@ def as_command(config: type[Any], run: Callable[[Any], None], *, with_presets: b
                 default=entry.default,
                 annotation=Annotated[
                     annotation,
-                    typer.Option(*names, help=entry.metadata["help"], rich_help_panel=entry.metadata["panel"]),
+                    typer.Option(
+                        *names, help=entry.metadata["help"], rich_help_panel=entry.metadata["panel"], metavar=shown
+                    ),
                 ],
             )
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__doc__ = (config.__doc__ or "").partition("\n    Example:")[0]  # which is for readers of Python
+    about = (config.__doc__ or "").partition("\n    Example:")[0]  # which is for readers of Python
+    command.__doc__ = "\n\n".join(" ".join(part.split()) for part in about.split("\n\n"))  # lines of the terminal's width
     return command
 
 
@@ -195,23 +202,35 @@ def _checked(entry: Field[Any], annotation: Any, value: Any) -> Any:
     elif inner in (int, float):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if isinstance(value, bool) or (inner is int and not number.is_integer()):
             raise wrong
-        value = inner(number) if inner is float else int(value)
+        value = number if inner is float else _whole(value)
     else:  # in YAML a list such as [fid, ppl], or numbers
         items = value if isinstance(value, (list, tuple)) else [value]
         if not items or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in items):
             raise wrong
         value = ",".join(map(str, items))
     choices, low, high = entry.metadata["choices"], entry.metadata["minimum"], entry.metadata["maximum"]
+    if choices:  # either spelling, as of options
+        value = next((one for one in choices if one.replace("_", "-") == str(value).replace("_", "-")), value)
     if choices and value not in choices:
         raise UsageError(f"{flag}: got {value!r}, expected one of {', '.join(choices)}")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"a number from {low} to {high}"
         raise UsageError(f"{flag}: got {value}, expected {bounds}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{flag}: got {value}, expected a finite number")
     return value
+
+
+def _whole(value: Any) -> int:
+    """Of a number or text such as ``"3"`` and ``"1e3"``, exact where it has digits alone."""
+    try:
+        return int(value)
+    except ValueError:
+        return int(float(value))
 
 
 def as_plain(config: Any) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Every shell command in README and docs is run as it stands, in a folder of small real images and tiny models.
 
 A page's commands run one after the other, as its reader would type them, with nothing added but options of `SMALLER`,
-which limit sizes. What cannot be run here is in `NOT_RUN`, with the reason; its options are parsed all the same.
+which limit sizes, and of `NO_HUB`, which name what would come from the hub. What cannot be run here is in `NOT_RUN`, with
+the reason; its options are parsed all the same.
 """
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from PIL import Image
 
 from georeg_diffusion import cli
 from georeg_diffusion._compat import diffusers
+from georeg_diffusion.commands import available
+from georeg_diffusion.evaluation.classifier import KIND, assemble, build
 from georeg_diffusion.report.panels import save_image
 from tests.georeg_diffusion.networks import vae
 from tests.test_readme import ROOT, known_options
@@ -29,6 +34,7 @@ COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{STARTS}) (?!…)\S.*")
 OURS = r"-m georeg_diffusion |^georeg-diffusion "
 CPU = "--device cpu"
 STEPS = "--num-inference-steps 3"
+REHEARSED = f"--seeds 1 --max-train-steps 1 --num-samples 2 --num-inference-steps 2 {CPU}"
 
 # Appended, and nothing else: later options win over earlier ones.
 SMALLER = {
@@ -40,22 +46,33 @@ SMALLER = {
     "interpolate": f"--frames 3 {STEPS} {CPU}",
     "invert": f"{STEPS} {CPU}",
     "edit": f"--gammas=-1,1 --num-samples 8 {STEPS} {CPU}",
+    "reproduce": REHEARSED,
+    "sweep": f"{REHEARSED} --lambda-iso 1e-2",
+    "data_loading": "--batch 2 --size 8 8 --repeats 1 --no-steps",
+    "estimator_variance": "--repeats 2 --output variance.png",
+    "step_cost": "--only plain --batch 1",
+    "pytest": "--collect-only -q -p no:cacheprovider",
+    "make": "--dry-run",
+    "venv": "--without-pip",
+}
+# The digits' model is of 8 x 8, for dense Jacobians in no time.
+GREY = "--pretrained grey"
+ONE_SCHEDULE = "--lambda-iso-schedule constant"
+# Appended where a model or weights would be fetched.
+NO_HUB = {
+    "--dataset": "--pretrained colour --features classifier --lpips-backbone features",
+    "--preset celebahq256": "--pretrained-model-name-or-path colour --train-data-dir photos --resolution 8 "
+    "--features classifier --num-validation-images 4",
 }
 # In the order in which they are looked for: (pattern, why it is not run here).
 NOT_RUN = [
-    (r"^make demo", "7 minutes; tests/georeg_diffusion/test_train.py runs the same in small"),
-    (r"^make ", "runs tests, benchmarks or all examples; that the target exists is checked"),
-    (r"pip |pip-audit", "needs the network"),
-    (r"--preset (?!digits-quick)", "fetches model and data from the hub"),
-    (r"--dataset (?!digits)|--data-dir", "needs the real data and a GPU"),
-    (r"georeg-diffusion (reproduce|sweep)", "minutes; tests/georeg_diffusion/experiments runs them in small"),
+    (r"pip |pip-audit", "needs the network; that the extras exist is checked"),
+    (r"reproduce all", "an hour; tests/georeg_diffusion/experiments runs each experiment in small"),
     (
         r"^(srun )?torchrun|^accelerate|=\S+ torchrun",
         "several processes; tests/georeg_diffusion/test_distributed.py runs two",
     ),
-    (r"benchmarks", "tens of seconds to minutes; the fast part of the tests runs their functions"),
-    (r"python(3)? -m venv", "makes an environment"),
-    (r"pytest ", "runs tests"),
+    (r"benchmarks\.(gradient_quality|spectrum_ddpm256|two_ranks)", "minutes, also in small; its options are checked"),
     (r"--method labels", "needs a model whose samples look like digits; tests/georeg_diffusion/test_edit.py has one"),
 ]
 # What a page's placeholders stand for here.
@@ -78,6 +95,14 @@ def commands(page):
 
 def reason(line):
     return next((why for pattern, why in NOT_RUN if re.search(pattern, line)), None)
+
+
+def untrained_classifier(channels):
+    shape = {"channels": channels, "resolution": 8}
+    features, head = build("small", outputs=10, **shape)
+    names = [str(digit) for digit in range(10)]
+    kind = {"_class_name": KIND, "architecture": "small", "names": names, "exclusive": True}
+    return assemble({**kind, **shape, "accuracy": None, "data": "an untrained network"}, features, head)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +136,13 @@ def prepared(tmp_path_factory):
         diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder / name)
 
     save_ddpm("ddpm", 3, 32)
+    save_ddpm("grey", 1, 8)
+    save_ddpm("colour", 3, 8)
+    for name, channels in (("outputs/reproduce/classifiers/digits-8", 1), ("classifier", 3)):
+        untrained_classifier(channels).save(folder / name)
+    shutil.copytree(folder / "outputs" / "reproduce", folder / "outputs" / "sweep")
+    for name in ("reproduce", "sweep"):
+        (folder / "outputs" / name / "reproduce.json").write_text("{}")  # ours: not refused for what is in it
     vae(in_channels=3, out_channels=3).save_pretrained(folder / "my-vae")
     pytest.importorskip("peft")
     from tests.georeg_diffusion.text_model import stable_diffusion
@@ -121,6 +153,12 @@ def prepared(tmp_path_factory):
     (folder / "outputs" / "digits" / "config.yaml").write_text("train_data_dir: null\nresolution: 16\nrandom_flip: false\n")
     (folder / "outputs" / "digits" / "prepared").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def ran():
+    """Commands that another page has had run, as it stands here."""
+    return set()
 
 
 def code_of(arguments):
@@ -134,17 +172,51 @@ def code_of(arguments):
 
 def run_cli(line):
     _, name, *rest = shlex.split(line)
-    return code_of([name, *rest, *SMALLER[name].split()])
+    added = [SMALLER[name], *(options for pattern, options in NO_HUB.items() if pattern in line)]
+    if name in ("reproduce", "sweep") and "--dataset" not in line:
+        added.append(GREY)
+    if name == "sweep" and "--lambda-iso-schedule" not in line:
+        added.append(ONE_SCHEDULE)
+    return code_of([name, *rest, *" ".join(added).split()])
 
 
-def run_python(line):
-    """Exit code of `python …`, by this interpreter in the repository's root."""
-    _, *rest = shlex.split(line)
-    limits = [] if "--quick" in rest or "-c" in rest else ["--quick"]
-    where = {"cwd": ROOT, "env": {**os.environ, "MPLBACKEND": "Agg"}}
-    done = subprocess.run([sys.executable, *rest, *limits], capture_output=True, text=True, check=False, **where)
+def run_elsewhere(arguments, *, where):
+    """Exit code of a command in a process of its own."""
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=where, env=environment)
     print(done.stdout, done.stderr)
     return done.returncode
+
+
+def run_benchmark(line, name):
+    """Exit code of a benchmark, in this process: it has loaded torch already."""
+    rest = shlex.split(line)[3 if " -m " in line else 2 :]
+    arguments, sys.argv = sys.argv, [name, *rest, *SMALLER[name].split()]
+    try:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = arguments
+    return 0
+
+
+def run(line):
+    """Exit code of a command line."""
+    first, *rest = shlex.split(line)
+    benchmark = re.search(r"python -m benchmarks\.(\w+)|python benchmarks/(\w+)\.py", line)
+    if first == "georeg-diffusion":
+        return run_cli(line)
+    if benchmark:
+        return run_benchmark(line, benchmark[1] or benchmark[2])
+    if first == "make":
+        return run_elsewhere([first, *rest, *SMALLER[first].split()], where=ROOT)
+    if first == "pytest":
+        return run_elsewhere([sys.executable, "-m", first, *rest, *SMALLER[first].split()], where=ROOT)
+    if "-m venv" in line:
+        return run_elsewhere([sys.executable, *rest, *SMALLER["venv"].split()], where=None)
+    limits = [] if "--quick" in rest or "-c" in rest else ["--quick"]
+    return run_elsewhere([sys.executable, *rest, *limits], where=ROOT)
 
 
 def set_up(prepared, folder, *, for_training):
@@ -156,18 +228,19 @@ def set_up(prepared, folder, *, for_training):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(reason(c) is None for c in commands(p))], ids=lambda p: p.name)
-def test_commands_run_as_they_stand(page, prepared, tmp_path, monkeypatch, capfd):
+def test_commands_run_as_they_stand(page, prepared, ran, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for line in commands(page):
-        if reason(line) is not None:
+        if reason(line) is not None or line in ran:
             continue
+        if not re.match(r"georeg-diffusion (?!reproduce|sweep)|python examples", line):
+            ran.add(line)  # needs nothing that its page has made before
         given = line
         for placeholder, stand_in in NAMED:
             line = line.replace(placeholder, stand_in)
         set_up(prepared, tmp_path, for_training=line.startswith("georeg-diffusion train "))
-        is_ours = line.startswith("georeg-diffusion")
-        code = run_cli(line) if is_ours else run_python(line)
+        code = run(line)
         said = capfd.readouterr()
         if line != given:  # not one of a series: the next finds the default output folder empty
             shutil.rmtree(tmp_path / "outputs" / line.split()[1], ignore_errors=True)
@@ -196,11 +269,18 @@ def test_benchmarks_know_their_options(line):
         assert f'"{option}"' in source, f"{line}: {name} has no {option}"
 
 
+def test_extras_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {extra for page in PAGES for c in commands(page) for extra in re.findall(r"georeg\[(\w+)\]", c)}
+    assert named
+    assert named <= set(project["optional-dependencies"])
+
+
 def test_nothing_is_left_out_without_need():
     lines = [c for page in PAGES for c in commands(page)]
     ours = {shlex.split(c)[1] for c in lines if c.startswith("georeg-diffusion") and reason(c) is None}
-    assert ours == set(SMALLER), "each command is run at least once"
+    assert ours == set(available()), "each command is run at least once"
     for pattern, why in NOT_RUN:
         assert any(re.search(pattern, c) for c in lines), f"{pattern} ({why}) is about no command: take it out"
-    limits = {word for options in SMALLER.values() for word in re.findall(r"--[\w-]+", options)}
-    assert limits <= known_options()
+    appended = [*(SMALLER[name] for name in ours), GREY, ONE_SCHEDULE, *NO_HUB.values()]
+    assert {word for options in appended for word in re.findall(r"--[\w-]+", options)} <= known_options()

@@ -59,6 +59,9 @@ def test_training_loops_improve_both_losses(tmp_path, name):
     assert error2 < 0.2 * error
     assert loss2 < 1.05 < 1.3 < loss  # without the loss it ends at 1.33
     assert is_picture(tmp_path / f"{name[3:]}.png")
+    for drawn in re.findall(rf"last batch: reconstruction error {NUMBER}, normalised loss {NUMBER}", printed):
+        assert float(drawn[0]) == pytest.approx(error2, rel=0.3)  # of the whole batch, and not of a micro-batch
+        assert float(drawn[1]) == pytest.approx(loss2, rel=0.05)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,16 @@ class ExperimentOptions:
     quick: bool = option(False, "A first look: shorter trainings and smaller scores.", panel=_SIZE)
     seeds: int = option(3, "How many seeds: replicates, from which the standard errors come.", panel=_SIZE, minimum=1)
     seed: int = option(0, "The first of them.", panel=_SIZE, minimum=0, maximum=2**31)
+
+    max_train_steps: int | None = option(
+        None, "Steps of each training, in place of the recipe's: a few show whether everything runs.", panel=_SIZE, minimum=1
+    )
+    num_samples: int | None = option(
+        None, "Images, pairs or latents of each score, in place of the recipe's.", panel=_SIZE, minimum=2
+    )
+    num_inference_steps: int | None = option(
+        None, "DDIM steps of each score, in place of the recipe's.", panel=_SIZE, minimum=1
+    )
 
     dataset: str = option("digits", "The data; all but digits take the paper's settings.", panel=_DATA, choices=DATASETS)
     data_dir: Path | None = option(
@@ -70,16 +82,22 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
 
     Raises:
         UsageError: a folder of something else; a device that cannot be used.
-        UsageError, RunError: something that measures is named and is not there.
+        UsageError, RunError: images, a model or something that measures is named and is not there.
     """
     from georeg_diffusion.commands.workspace import device_of
-    from georeg_diffusion.experiments.bench import claim
+    from georeg_diffusion.experiments.bench import claim, refuse_foreign
     from georeg_diffusion.experiments.lab import Lab
 
     device = device_of(config.device)
+    recipe = recipe.rehearsed(
+        max_train_steps=config.max_train_steps,
+        num_samples=config.num_samples,
+        num_inference_steps=config.num_inference_steps,
+    )
+    refuse_foreign(folder, flag)
     _require_measures(config)
-    claim(folder, flag)
-    return Lab(
+    _require_model(config.pretrained)
+    lab = Lab(
         recipe=recipe,
         seeds=tuple(range(config.seed, config.seed + config.seeds)),
         folder=folder,
@@ -87,6 +105,9 @@ def lab_of(config: ExperimentOptions, recipe: Recipe, folder: Path, flag: str = 
         device=device,
         measures=_measures(config),
     )
+    lab.given()  # a folder without images is told before anything is trained or written
+    claim(folder, flag)
+    return lab
 
 
 def _require_measures(config: ExperimentOptions) -> None:
@@ -101,7 +122,28 @@ def _require_measures(config: ExperimentOptions) -> None:
     if config.features not in (None, "digits"):  # those are trained in place
         open_features(config.features, resolution=32, inception_weights=config.inception_weights)
     if config.classifier is not None:
-        load_classifier(Path(config.classifier))
+        with _naming("--classifier"):
+            load_classifier(Path(config.classifier))
+
+
+def _require_model(pretrained: str | None) -> None:
+    """Open a model in a folder. One on the hub is fetched when it is trained; a name that is neither is refused."""
+    from georeg_diffusion.bundle import is_on_hub, load
+
+    if pretrained is not None and not is_on_hub(pretrained):
+        with _naming("--pretrained"):
+            load(pretrained)
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Say which option is to blame."""
+    from georeg_diffusion.errors import RunError
+
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{flag}: {error}") from error
 
 
 def refuse_several_processes(command: str) -> None:

@@ -50,7 +50,7 @@ def run(config: SweepConfig) -> None:
     """Train and score all settings, and show what they trade."""
     from georeg_diffusion.commands.experiment_options import lab_of, refuse_several_processes
     from georeg_diffusion.errors import RunError
-    from georeg_diffusion.experiments.bench import claim, show
+    from georeg_diffusion.experiments.bench import claim, refuse_foreign, show
     from georeg_diffusion.experiments.recipe import recipe_of
     from georeg_diffusion.experiments.sweep import grid, measure
     from georeg_diffusion.experiments.sweep_report import write
@@ -58,6 +58,7 @@ def run(config: SweepConfig) -> None:
     refuse_several_processes("sweep")
     settings = grid(config.lambda_iso, config.lambda_iso_schedule, config.isometry_skip)
     recipe = recipe_of(config.dataset, quick=config.quick, data_dir=config.data_dir, pretrained=config.pretrained)
+    refuse_foreign(config.output_dir)
     if config.models_dir is None:
         lab = lab_of(config, recipe, config.output_dir)
     else:

@@ -18,7 +18,7 @@ from georeg_diffusion.bundle import Bundle, load
 from georeg_diffusion.commands.options import ModelOptions
 from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.weights import weights_hash
-from georeg_diffusion.files import write_json
+from georeg_diffusion.files import refuse_file, write_json
 from georeg_diffusion.options import as_plain, flag_of
 from georeg_diffusion.progress import console
 
@@ -128,8 +128,7 @@ def workspace(config: ModelOptions, command: str) -> Iterator[Workspace]:
 
 def _claim(folder: Path, command: str, arguments: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Make sure that the folder is new, empty or ours; the record of the run in it that is replaced or continued."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output-dir: {folder} is a file, expected a folder")
+    refuse_file(folder)
     record_file = folder / "run.json"
     if not record_file.is_file():
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
@@ -188,7 +187,7 @@ def device_of(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the meta device has not
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"--device: got {name!r}, which cannot be used here: {first}") from error

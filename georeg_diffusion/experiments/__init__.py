@@ -42,10 +42,11 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
         UsageError: an unknown name, with those that there are.
     """
     known = {one.lower(): one for one in available()}
-    asked = [name.lower() for name in names]
-    for name in asked:
-        if name not in (*known, "all"):
+    asked = []
+    for name in names:
+        if name.lower() not in (*known, "all"):
             raise UsageError(f"NAME: got {name!r}, expected {', '.join(available())} or all")
+        asked.append(name.lower())
     return available() if "all" in asked else tuple(dict.fromkeys(known[name] for name in asked))
 
 

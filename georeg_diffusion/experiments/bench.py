@@ -13,14 +13,14 @@ from typing import Any
 from georeg_diffusion.errors import UsageError
 from georeg_diffusion.experiments.finding import Finding, Table
 from georeg_diffusion.experiments.lab import Lab
-from georeg_diffusion.files import replacing, write_json
+from georeg_diffusion.files import refuse_file, replacing, write_json
 from georeg_diffusion.progress import console
 
 _MARK = "reproduce.json"
 
 
-def claim(folder: Path, option: str = "--output-dir") -> None:
-    """Make sure that a folder is new, empty or ours, and mark it.
+def refuse_foreign(folder: Path, option: str = "--output-dir") -> None:
+    """Make sure that a folder is new, empty or ours.
 
     Args:
         folder: of results, or of models and scores.
@@ -29,13 +29,26 @@ def claim(folder: Path, option: str = "--output-dir") -> None:
     Raises:
         UsageError: a file, or a folder of something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{option}: {folder} is a file, expected a folder")
+    refuse_file(folder, option)
     if (folder / _MARK).is_file():
         return
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UsageError(f"{option}: {folder} is not empty and holds no experiments of ours; choose another folder")
-    write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
+
+
+def claim(folder: Path, option: str = "--output-dir") -> None:
+    """Mark a folder as ours.
+
+    Args:
+        folder: of results, or of models and scores.
+        option: which names it, for messages.
+
+    Raises:
+        UsageError: a file, or a folder of something else.
+    """
+    refuse_foreign(folder, option)
+    if not (folder / _MARK).is_file():
+        write_json(folder / _MARK, {"command": "georeg-diffusion reproduce", "versions": {"georeg": version("georeg")}})
 
 
 def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
@@ -52,15 +65,20 @@ def worked_off(lab: Lab, name: str, module: ModuleType) -> Finding:
     folder, key = lab.folder / name, _key(lab, module)
     known = _known(folder, key)
     if known is not None:
+        _write_tables(known, folder)  # which may have been deleted or edited
         return known
     _discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     finding: Finding = module.run(lab)
-    for index, table in enumerate(finding.tables, start=1):
-        write_table(table, folder, "table" if len(finding.tables) == 1 else f"table-{index}")
+    _write_tables(finding, folder)
     record = {"experiment": name, "source": module.SOURCE, "key": key, "recipe": asdict(lab.recipe), "seeds": lab.seeds}
     write_json(folder / "finding.json", _plain({**record, **finding.as_json(folder)}))
     return finding
+
+
+def _write_tables(finding: Finding, folder: Path) -> None:
+    for index, table in enumerate(finding.tables, start=1):
+        write_table(table, folder, "table" if len(finding.tables) == 1 else f"table-{index}")
 
 
 def write_table(table: Table, folder: Path, stem: str) -> None:

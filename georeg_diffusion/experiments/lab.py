@@ -22,12 +22,13 @@ from georeg_diffusion.errors import RunError, UsageError
 from georeg_diffusion.evaluation.catalogue import chosen
 from georeg_diffusion.evaluation.classifier import train_classifier
 from georeg_diffusion.evaluation.runner import evaluate
+from georeg_diffusion.evaluation.score import Result
 from georeg_diffusion.evaluation.setting import Setting
 from georeg_diffusion.evaluation.tools import Tools, tools
 from georeg_diffusion.evaluation.weights import file_hash
 from georeg_diffusion.experiments.autoencoder import train_autoencoder
 from georeg_diffusion.experiments.recipe import Recipe
-from georeg_diffusion.files import write_json
+from georeg_diffusion.files import is_whole, write_json
 from georeg_diffusion.options import as_plain, resolve
 from georeg_diffusion.progress import as_parts, console
 from georeg_diffusion.training.config import TrainConfig
@@ -49,6 +50,8 @@ _WITHOUT_ISOMETRY: dict[str, Any] = {
 # What a model does not depend on.
 _FREE = ("output_dir", "cpu", "report_to", "evaluate", "logging_steps", "checkpointing_steps", "cache_dir")
 _PATHS = ("pretrained_model_name_or_path", "vae", "model_config_name_or_path", "features", "inception_weights")
+
+_KEYS = {entry.name for entry in fields(Result)}  # of a whole record
 
 
 @dataclass
@@ -223,7 +226,11 @@ class Lab:
 
     def _trained(self, config: TrainConfig, title: str) -> Path:
         folder = self.folder / "models" / self._key(config)
-        if not is_model(folder / "isometric"):
+        model = folder / "isometric"
+        if is_model(model) and not is_whole(model):
+            self._say_damaged(model)
+            shutil.rmtree(model)
+        if not is_model(model):
             (folder / "metrics.json").unlink(missing_ok=True)  # which marks the training as finished
         if not (folder / "metrics.json").is_file():
             start = time.monotonic()
@@ -232,7 +239,7 @@ class Lab:
                 run(replace(config, output_dir=folder, cache_dir=self.folder / "cache" / "training"), quiet=True)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # only a training that goes on needs them
             self._say("trained", start)
-        return folder / "isometric"
+        return model
 
     def _key(self, config: TrainConfig) -> str:
         """A hash of all that a training follows from: models by their content, images by what they are."""
@@ -260,17 +267,13 @@ class Lab:
     def _recorded(self, model: Path | str, seed: int, name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
             record: dict[str, Any] = json.loads(self._score_file(model, seed, name, options).read_text())
-        except (OSError, ValueError):
+            return record if record.keys() >= _KEYS else None
+        except (OSError, ValueError, AttributeError):
             return None  # not measured yet, or damaged
-        return record
 
     def _sizes(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         recipe, kind = self.recipe, name.removesuffix("_radial")
-        sizes = {
-            "num_samples": recipe.num_samples.get(kind),
-            "num_inference_steps": recipe.num_inference_steps.get(kind),
-            "protocol": recipe.protocol,
-        }
+        sizes = {**recipe.sizes_of(kind), "protocol": recipe.protocol}
         ppl = {"ppl": "paper"} if recipe.protocol == "paper" else {}
         return {**sizes, **options, "options": {**ppl, **options.get("options", {})}}
 
@@ -309,10 +312,16 @@ class Lab:
     def _classifier(self, resolution: int) -> Path:
         """A classifier of the digits, trained once: distances compare only within one network's features."""
         folder = self.folder / "classifiers" / f"digits-{resolution}"
+        if folder.is_dir() and not is_whole(folder):
+            self._say_damaged(folder)
+            shutil.rmtree(folder)
         if not (folder / "config.json").is_file():
             with as_parts():
                 train_classifier(Digits(resolution), seed=0, device=self.device).to("cpu").save(folder)
         return folder
+
+    def _say_damaged(self, folder: Path) -> None:
+        console.print(f"{folder} is damaged: trained anew", style="yellow", markup=False, highlight=False)
 
     def _say(self, text: str, start: float) -> None:
         console.print(f"  {text} ({time.monotonic() - start:.0f} s)", style="dim", markup=False, highlight=False)

@@ -45,6 +45,7 @@ class Recipe:
             their gradients are as long as that of the isometry loss.
         autoencoder_steps: of the autoencoder whose latents Table I's model is trained on, where none is given.
         points: of the metric's effect against n.
+        every: ``num_samples`` and ``num_inference_steps`` of all scores in place of those above, for a rehearsal.
 
     Example:
         >>> from georeg_diffusion.experiments.recipe import recipe_of
@@ -65,11 +66,45 @@ class Recipe:
     weights: Mapping[str, float] = field(default_factory=dict)
     autoencoder_steps: int = 1500
     points: int = 4096
+    every: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """What tables call the data set."""
         return REAL.get(self.dataset, self.dataset)
+
+    def sizes_of(self, score: str) -> dict[str, int | None]:
+        """Samples and DDIM steps of a score; None takes the protocol's own number.
+
+        Example:
+            >>> from georeg_diffusion.experiments.recipe import recipe_of
+            >>> recipe_of(quick=True).sizes_of("fid")
+            {'num_samples': 128, 'num_inference_steps': None}
+        """
+        samples, steps = self.num_samples.get(score), self.num_inference_steps.get(score)
+        return {"num_samples": samples, "num_inference_steps": steps, **self.every}
+
+    def rehearsed(
+        self, *, max_train_steps: int | None = None, num_samples: int | None = None, num_inference_steps: int | None = None
+    ) -> Recipe:
+        """The same in small, to see that everything runs; None leaves what the recipe has.
+
+        Args:
+            max_train_steps: of each training.
+            num_samples: images, pairs or latents of each score.
+            num_inference_steps: DDIM steps of each score.
+        """
+        sizes = {"num_samples": num_samples, "num_inference_steps": num_inference_steps}
+        found = replace(self, every={name: size for name, size in sizes.items() if size is not None})
+        if max_train_steps is None:
+            return found
+        return replace(
+            found,
+            pretraining_steps=None if self.pretraining_steps is None else max_train_steps,
+            steps=max_train_steps,
+            autoencoder_steps=max_train_steps,
+            training=_without_validation(self.training),
+        )
 
 
 _DIGITS = Recipe(
@@ -134,7 +169,7 @@ def _real(dataset: str, *, quick: bool, data_dir: Path | None) -> Recipe:
     if data_dir is not None:
         training = {key: value for key, value in training.items() if key != "dataset_name"} | {"train_data_dir": data_dir}
     if quick:
-        training = {key: value for key, value in training.items() if not key.startswith(("validation", "num_validation"))}
+        training = _without_validation(training)
     return Recipe(
         dataset=dataset,
         pretraining_steps=None,
@@ -147,3 +182,8 @@ def _real(dataset: str, *, quick: bool, data_dir: Path | None) -> Recipe:
         protocol="paper",
         num_inference_steps={"ppl": 20} if quick else {},
     )
+
+
+def _without_validation(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Which a training of a few steps never comes to, or which takes longer than it."""
+    return {key: value for key, value in training.items() if not key.startswith(("validation", "num_validation"))}

@@ -23,7 +23,7 @@ from georeg_diffusion.evaluation.classifier import train_classifier
 from georeg_diffusion.evaluation.feature_network import FeatureNetwork
 from georeg_diffusion.evaluation.features import open_features
 from georeg_diffusion.evaluation.scorecard import ROWS, score
-from georeg_diffusion.files import replacing, write_json
+from georeg_diffusion.files import refuse_file, replacing, write_json
 from georeg_diffusion.options import as_plain, flag_of, resolve
 from georeg_diffusion.progress import console
 from georeg_diffusion.report import pictures
@@ -166,8 +166,7 @@ def _is_finished(out: Path, config: TrainConfig) -> bool:
 
 def _claim(out: Path, config: TrainConfig) -> None:
     """Make sure that the output folder is new, empty, or this very run's."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--output-dir: {out} is a file, expected a folder")
+    refuse_file(out)
     record = out / "config.yaml"
     if config.overwrite_output_dir:
         if not (record.is_file() or not out.exists() or not any(out.iterdir())):

@@ -25,13 +25,16 @@ from tests.georeg_diffusion.conftest import TINY, cli, error_of
         (["--estimator", "guess"], 2, "--estimator: got 'guess', expected one of"),
         (["--estimator", "exact", "--num-probes", "3"], 2, "--num-probes: got 3, but the estimator 'exact' takes no probes"),
         (["--estimator", "xtrace", "--num-probes", "1"], 2, "--num-probes"),
-        (["--max-train-steps", "many"], 2, "--max-train-steps"),
+        (["--max-train-steps", "many"], 2, "Error: --max-train-steps: got 'many', expected int"),
+        (["--learning-rate", "inf"], 2, "Error: --learning-rate: got inf"),
+        (["--output-dir", "file/below"], 2, "Error: --output-dir: file/below cannot be made: file is a file"),
         (["--config", "none.yaml"], 2, "cannot read none.yaml"),
         (["--model-config-name-or-path", "none.json"], 2, "cannot build a UNet2DModel from none.json"),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_a_code(tmp_path, capsys, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     got, error = error_of(capsys, "--output-dir", tmp_path / "out", *arguments, "--report-to", "none", "--cpu")
     assert got == code
     assert message in error.replace("│", "").replace("  ", " ")
@@ -66,6 +69,32 @@ def test_configuration_files(tmp_path, capsys):
         code, error = error_of(capsys, "--config", file, "--output-dir", tmp_path / "out")
         assert code == 2
         assert message in error
+
+
+def test_whole_numbers_may_have_an_exponent():
+    """Which YAML reads as text where it has no point: ``1e3``."""
+    from georeg_diffusion.options import resolve
+    from georeg_diffusion.training.config import TrainConfig
+
+    assert resolve(TrainConfig, [], {"max_train_steps": "1e3", "seed": "3"}).max_train_steps == 1000
+
+
+@pytest.mark.parametrize("spelled", ["scaled_linear", "scaled-linear"])
+def test_choices_may_have_hyphens(spelled):
+    from georeg_diffusion.options import resolve
+    from georeg_diffusion.training.config import TrainConfig
+
+    assert resolve(TrainConfig, [], {"ddpm_beta_schedule": spelled}).ddpm_beta_schedule == "scaled_linear"
+
+
+@pytest.mark.parametrize("name", ["reproduce", "sweep", "train", "edit"])
+def test_help_is_set_in_lines_of_the_terminal(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli(name, "--help") == 0
+    above = "\n".join(line.strip() for line in capsys.readouterr().out.split("╭")[0].splitlines())
+    paragraphs = [part.strip().splitlines() for part in above.split("\n\n")]
+    assert len(paragraphs) > 2
+    assert all(len(line) > 55 for lines in paragraphs for line in lines[:-1]), above
 
 
 def test_help_needs_no_torch_and_teaches():

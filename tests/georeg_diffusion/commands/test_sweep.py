@@ -227,6 +227,15 @@ def test_a_users_mistake_gets_one_line_and_touches_nothing(command, tmp_path, ar
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_results_that_is_none_leaves_that_of_models_alone(command, tmp_path):
+    (tmp_path / "file").touch()
+    code, said = command("--models-dir", tmp_path / "models", out=tmp_path / "file")
+    assert code == 2
+    assert "--output-dir: " in said
+    assert "is a file, expected a folder" in said
+    assert not (tmp_path / "models").exists()
+
+
 def test_several_processes_are_refused(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, said = command(*ARGUMENTS, out=tmp_path / "out")

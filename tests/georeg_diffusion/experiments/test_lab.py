@@ -51,6 +51,25 @@ def test_a_model_that_was_deleted_is_trained_again(lab, tmp_path):
     assert hash_of(lab.model(0)) == before
 
 
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+def test_a_model_that_was_cut_off_is_trained_again(lab, tmp_path, name):
+    lab = replace(lab, folder=tmp_path)
+    model = lab.model(0)
+    before = hash_of(model)
+    file = model / name
+    file.write_bytes(file.read_bytes()[:100])
+    assert hash_of(lab.model(0)) == before
+
+
+def test_a_classifier_that_was_cut_off_is_trained_again(lab, tmp_path):
+    lab = replace(lab, folder=tmp_path)
+    folder = lab._classifier(8)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert (lab._classifier(8) / "model.safetensors").read_bytes() == whole
+
+
 def test_what_the_base_ignores_makes_no_other_base(lab):
     base = lab.model(0, lambda_iso=0.0)
     assert lab.model(0, lambda_iso=0.0, metric="ambient", num_probes=3) == base
@@ -112,12 +131,13 @@ def test_a_score_is_measured_once_and_again_for_other_sizes(lab, monkeypatch):
     assert first["isometry"]["n"] == 4
 
 
-def test_a_damaged_score_is_measured_anew(lab):
+@pytest.mark.parametrize("damage", ["{", "[1, 2]", '{"value": 1.0}', "null"])
+def test_a_damaged_score_is_measured_anew(lab, damage):
     model = lab.model(0)
     first = lab.score(model, 0, "isometry")
     file = lab._score_file(model, 0, "isometry", {})
     assert json.loads(file.read_text()) == first["isometry"]
-    file.write_text("{")
+    file.write_text(damage)
     assert lab.score(model, 0, "isometry") == first
 
 

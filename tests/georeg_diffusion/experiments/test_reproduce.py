@@ -77,18 +77,48 @@ def test_a_finished_experiment_is_shown_again_without_work(reproduce, monkeypatc
     [
         (["table9"], "NAME: got 'table9', expected table1"),
         ([], "NAME: got nothing"),
+        (["TABLE9"], "NAME: got 'TABLE9', expected table1"),
         (["table1", "--seeds", 0], "--seeds: got 0, expected at least 1"),
-        (["table1", "--dataset", "imagenet"], "imagenet"),
+        (["table1", "--seeds", "x"], "Error: --seeds: got 'x', expected int"),
+        (["table1", "--seeds", "1.5"], "Error: --seeds: got '1.5', expected int"),
+        (["table1", "--dataset", "imagenet"], "Error: --dataset: got 'imagenet', expected one of digits, cifar10"),
+        (["table1", "--lpips-backbone", "eye"], "Error: --lpips-backbone: got 'eye', expected one of alex"),
         (["table1", "--data-dir", "."], "--data-dir: got . with the digits"),
         (["table1", "--dataset", "cifar10", "--data-dir", "nowhere"], "--data-dir: nowhere is not a folder"),
         (["table1", "--lambda-iso", "-1"], "--lambda-iso: got -1"),
+        (["table1", "--max-train-steps", "0"], "--max-train-steps: got 0, expected at least 1"),
+        (["table1", "--num-samples", "1"], "--num-samples: got 1, expected at least 2"),
+        (["table1", "--lambda-iso", "inf"], "--lambda-iso: got inf, expected a finite number"),
         (["table1", "--device", "abacus"], "--device: got 'abacus'"),
+        (["table1", "--device", "meta"], "--device: got 'meta', which cannot be used here"),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_touches_nothing(reproduce, tmp_path, arguments, message):
     code, said = reproduce(*arguments, out=tmp_path / "out")
     assert code == 2
     assert message in said.replace("│ ", "").replace(" │", "")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pretrained", "nowhere"], "Error: --pretrained: nowhere is not a folder, nor a hub id"),
+        (["--pretrained", "empty"], "Error: --pretrained: empty is not a diffusers model"),
+        (["--dataset", "cifar10", "--data-dir", "empty"], "Error: --data-dir: empty holds no image"),
+        (["--dataset", "cifar10", "--data-dir", "texts"], "Error: --data-dir: texts holds no image"),
+    ],
+)
+def test_what_is_not_there_is_told_by_its_option_before_anything_is_written(
+    reproduce, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("one")
+    code, said = reproduce("table1", *arguments, out=tmp_path / "out")
+    assert code == 1
+    assert said.startswith(message)
     assert not (tmp_path / "out").exists()
 
 
@@ -100,6 +130,10 @@ def test_folders_of_something_else_are_refused(reproduce, tmp_path):
     code, said = reproduce("table1", out=tmp_path / "thesis.txt")
     assert code == 2
     assert "is a file" in said
+    code, said = reproduce("table1", out=tmp_path / "thesis.txt" / "chapter")
+    assert code == 2
+    assert f"--output-dir: {tmp_path / 'thesis.txt' / 'chapter'} cannot be made: {tmp_path / 'thesis.txt'} is a file" in said
+    assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
 
 
 def test_an_experiment_that_fails_does_not_keep_the_others_from_running(reproduce, monkeypatch, lab_folder):
@@ -156,7 +190,7 @@ def test_several_processes_are_refused(reproduce, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("option", "code", "message"),
     [
-        ("--classifier", 1, "is no classifier"),
+        ("--classifier", 1, "--classifier: "),
         ("--features", 2, "--features: got"),
         ("--inception-weights", 2, "--inception-weights: "),
         ("--lpips-backbone-weights", 2, "--lpips-backbone-weights: "),
@@ -189,8 +223,12 @@ def test_what_was_found_is_read_back_unless_anything_it_follows_from_changed(lab
     lab = replace(lab, folder=tmp_path)
     module, calls = experiment(tmp_path)
     first = worked_off(lab, "one", module)
+    table = tmp_path / "one" / "table.csv"
+    written = table.read_text()
+    table.unlink()
     assert worked_off(lab, "one", module) == first
     assert len(calls) == 1
+    assert table.read_text() == written
     worked_off(replace(lab, seeds=(0, 1, 2)), "one", module)
     worked_off(replace(lab, recipe=replace(lab.recipe, lambda_iso=0.5)), "one", module)
     worked_off(replace(lab, measures={"features": "inception"}), "one", module)
@@ -233,6 +271,24 @@ def test_lambda_that_leaves_nothing_to_compare_is_refused(reproduce, tmp_path, v
     assert code == 2
     assert "--lambda-iso: got" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rehearsal_is_the_same_in_small():
+    for earnest in (recipe.recipe_of("digits"), recipe.recipe_of("celebahq256")):
+        small = earnest.rehearsed(max_train_steps=3, num_samples=4, num_inference_steps=2)
+        assert small.steps == small.autoencoder_steps == 3
+        assert small.pretraining_steps == (3 if earnest.pretraining_steps else None)
+        for score in ("fid", "mcn", "edit"):
+            assert small.sizes_of(score) == {"num_samples": 4, "num_inference_steps": 2}
+        assert not [key for key in small.training if "validation" in key]  # of 10,000 images
+        assert earnest.rehearsed() == earnest
+        assert earnest.rehearsed(num_samples=4).steps == earnest.steps
+
+
+def test_a_rehearsal_leaves_what_was_found_in_earnest_alone(lab):
+    small = replace(lab, recipe=lab.recipe.rehearsed(max_train_steps=1, num_samples=3))
+    assert small._key(small._config(0, {})) != lab._key(lab._config(0, {}))
+    assert small._score_file("model", 0, "fid", {}) != lab._score_file("model", 0, "fid", {})
 
 
 def test_weights_of_other_losses_change_with_lambda():
