@@ -73,6 +73,7 @@ NOT_RUN = [
         "several processes; tests/georeg_diffusion/test_distributed.py runs two",
     ),
     (r"benchmarks\.(gradient_quality|spectrum_ddpm256|two_ranks)", "minutes, also in small; its options are checked"),
+    (r"--device cuda", "needs a GPU; its options are checked"),
     (r"--method labels", "needs a model whose samples look like digits; tests/georeg_diffusion/test_edit.py has one"),
 ]
 # What a page's placeholders stand for here.
@@ -182,7 +183,8 @@ def run_cli(line):
 
 def run_elsewhere(arguments, *, where):
     """Exit code of a command in a process of its own."""
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # a pytest of its own
+    environment = {**ours, "MPLBACKEND": "Agg"}
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=where, env=environment)
     print(done.stdout, done.stderr)
     return done.returncode
