@@ -20,9 +20,9 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -80,17 +80,9 @@ def without_triton(step: Step) -> Step:
     return run
 
 
-@contextmanager
-def switched(name: str, value: str) -> Iterator[None]:
+def switched(name: str, value: str) -> AbstractContextManager[object]:
     """An environment variable, for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+    return mock.patch.dict(os.environ, {name: value})
 
 
 def under(step: Step, device: str, dtype: torch.dtype | None) -> Step:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import georeg
 from georeg.kernels import fused
+from georeg.kernels.compiling import uncompiled
 from georeg.linearize.base import differentiable_attention
 from georeg.random import Generator
 from georeg.regularizer import Regularizer
@@ -47,7 +48,7 @@ def _shared_operators() -> Iterator[None]:
 def _as_written(network: nn.Module) -> Iterator[None]:
     """Let what torch.compile has compiled run as it was written, and checkpointed blocks run again as they first did."""
     is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
-    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext(), same_attention_when_recomputed(network):
+    with uncompiled() if is_compiled else nullcontext(), same_attention_when_recomputed(network):
         yield
 
 

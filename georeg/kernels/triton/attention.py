@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
+import triton
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
@@ -29,14 +29,14 @@ from georeg.kernels.attention import Attention
 from georeg.kernels.blocks import filled, row_means
 from georeg.kernels.rules import Maybe
 from georeg.kernels.triton import attention_programs as programs
-from georeg.kernels.triton.support import operator, power_of_two
+from georeg.kernels.triton.support import accumulator, operator, pointer, power_of_two
 
 
 def _settings(q: Tensor, k: Tensor, v: Tensor, causal: bool, precision: str, rows: int, keys: int) -> dict[str, Any]:
     wide_d, wide_m = (max(power_of_two(t.shape[2]), 16) for t in (q, v))
     rows, keys = (min(tile, max(power_of_two(t.shape[1]), 16)) for tile, t in zip((rows, keys), (q, k), strict=True))
     return {
-        "CAUSAL": causal, "PRECISION": precision, "ACC": tl.float64 if q.dtype == torch.float64 else tl.float32,
+        "CAUSAL": causal, "PRECISION": precision, "ACC": accumulator(q),
         "ROWS": rows, "KEYS": keys, "WIDE_D": wide_d, "WIDE_M": wide_m,
     }  # fmt: skip
 
@@ -64,8 +64,8 @@ def _value_and_tangent(
     value, sums, pushed = outputs = _like_forward(q, k, v, tq, tk, tv, y, log_sums, scale, causal, precision)
     width = max(q.shape[2], v.shape[2])
     settings = _settings(q, k, v, causal, precision, 64, 64 if width <= 32 else 32)
-    programs.forward[(len(q) * -(-q.shape[1] // settings["ROWS"]),)](
-        q, k, v, *(q if t is None else t for t in (tq, tk, tv)), value if y is None else y,
+    programs.forward[(len(q) * triton.cdiv(q.shape[1], settings["ROWS"]),)](
+        q, k, v, *(pointer(t, q) for t in (tq, tk, tv)), value if y is None else y,
         sums if log_sums is None else log_sums, pushed, q.shape[1], k.shape[1], q.shape[2], v.shape[2], scale,
         PRIMAL=y is None, TANGENT=tq is not None, num_warps=4, num_stages=2 if width <= 32 else 1, **settings,
     )  # fmt: skip
@@ -101,13 +101,13 @@ def _derivatives(
     own, others = (64, 32) if not bend else (64, 16) if width <= 32 else (16, 32)
     by_rows = _settings(q, k, v, causal, precision, own, others)
     by_keys = _settings(q, k, v, causal, precision, others, own)
-    points = (q, k, v, c, *(q if t is None else t for t in (tq, tk, tv)), log_sums, means)
+    points = (q, k, v, c, *(pointer(t, q) for t in (tq, tk, tv)), log_sums, means)
     sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2], scale)
     flags: dict[str, Any] = {"PULL": pull, "BEND": bend, "num_warps": 4, "num_stages": 1}
-    programs.by_rows[(len(q) * -(-q.shape[1] // by_rows["ROWS"]),)](
+    programs.by_rows[(len(q) * triton.cdiv(q.shape[1], by_rows["ROWS"]),)](
         *points, y, m, r, pushed, pq, gq, *sizes, PUSH=push, **flags, **by_rows
     )  # fmt: skip
-    programs.by_keys[(len(q) * -(-k.shape[1] // by_keys["KEYS"]),)](
+    programs.by_keys[(len(q) * triton.cdiv(k.shape[1], by_keys["KEYS"]),)](
         *points, m, r, pk, pv, gk, gv, *sizes, **flags, **by_keys
     )
     return outputs

@@ -20,22 +20,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
+import triton
 from torch import Tensor
 
 from georeg.kernels.group_norm import GroupNorm
 from georeg.kernels.rules import Maybe
 from georeg.kernels.triton import group_norm_programs as programs
-from georeg.kernels.triton.support import operator, power_of_two
+from georeg.kernels.triton.support import accumulator, operator, pointer, power_of_two
 
 SUMS = 10
-"""Sums of a channel, in the order of `_sums`."""
+"""Sums of a channel, in the order of `programs.sums`."""
 BLOCK = 2048
 """Positions that a program takes; a channel with more of them has several programs."""
-
-
-def _empty(like: Tensor, shape: Sequence[int] = (0,)) -> Tensor:
-    return like.new_empty(shape)
 
 
 def _like_stats(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -48,16 +44,16 @@ def _stats(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     n = x[0].numel() // groups
     block = min(power_of_two(n), 2 * BLOCK)
     warps = 8 if block > BLOCK else 4
-    programs.moments[(len(x) * groups,)](x, mean, rho, n, eps, BLOCK=block, ACC=_type_of(x), num_warps=warps)
+    programs.moments[(len(x) * groups,)](x, mean, rho, n, eps, BLOCK=block, ACC=accumulator(x), num_warps=warps)
     return mean, rho
 
 
 def _like_values(
     x: Tensor, w: Maybe, b: Maybe, mean: Tensor, rho: Tensor, c: Maybe, v: Maybe, has_silu: bool, want: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    tensors = tuple(torch.empty_like(x) if wanted else _empty(x) for wanted in want)
+    tensors = tuple(torch.empty_like(x) if wanted else x.new_empty(0) for wanted in want)
     shape = x.shape[:2] if c is not None else (0,)
-    return *tensors, _empty(x, shape), _empty(x, shape)
+    return *tensors, x.new_empty(shape), x.new_empty(shape)
 
 
 @operator(
@@ -74,9 +70,9 @@ def _launch(
     size, channels = x.shape[:2]
     space, groups, rows = x[0, 0].numel(), mean.shape[1], size * channels
     block = min(power_of_two(space), BLOCK)
-    grid = (rows, -(-space // block))
+    grid = (rows, triton.cdiv(space, block))
     value, push, pull, bend = want
-    point = (x, _or(w, x), _or(b, x), mean, rho, _or(c, x), _or(v, x))
+    point = (x, pointer(w, x), pointer(b, x), mean, rho, pointer(c, x), pointer(v, x))
     flags: dict[str, Any] = {"HAS_W": w is not None, "HAS_B": b is not None, "SILU": has_silu, "BLOCK": block}
     flags["num_warps"] = max(1, min(8, block // 256))
     sums = x
@@ -87,19 +83,10 @@ def _launch(
         )  # fmt: skip
         sums = parts if grid[1] == 1 else parts.sum(-1)
     programs.values[grid](
-        *point, sums, *(_or(o, x) for o in outputs), space, channels, groups, rows, VALUE=value, PUSH=push, PULL=pull,
+        *point, sums, *(pointer(o, x) for o in outputs), space, channels, groups, rows, VALUE=value, PUSH=push, PULL=pull,
         BEND=bend, WIDTH=power_of_two(channels // groups), **flags,
     )  # fmt: skip
     return outputs
-
-
-def _or(tensor: Maybe, like: Tensor) -> Tensor:
-    """A pointer for what a kernel does not touch."""
-    return like if tensor is None or not tensor.numel() else tensor
-
-
-def _type_of(x: Tensor) -> Any:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 @dataclass(frozen=True)

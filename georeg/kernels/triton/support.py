@@ -70,6 +70,18 @@ def operator(schema: str, like: Callable[..., Any]) -> Callable[[Callable[..., A
     return define
 
 
+def accumulator(x: Tensor) -> Any:
+    """Triton's type for sums of such numbers."""
+    import triton.language as tl
+
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def pointer(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """The tensor, or another one in the place of what a program does not touch."""
+    return like if tensor is None or not tensor.numel() else tensor
+
+
 def power_of_two(number: int) -> int:
     """The least power of two that is no less."""
     return 1 << max(number - 1, 0).bit_length()
