@@ -5,6 +5,7 @@ which limit sizes, and of `NO_HUB`, which name what would come from the hub. Wha
 the reason; its options are parsed all the same.
 """
 
+import multiprocessing
 import os
 import re
 import runpy
@@ -55,6 +56,7 @@ SMALLER = {
     "make": "--dry-run",
     "venv": "--without-pip",
 }
+LIMIT = 300  # seconds for a command
 # The digits' model is of 8 x 8, for dense Jacobians in no time.
 GREY = "--pretrained grey"
 ONE_SCHEDULE = "--lambda-iso-schedule constant"
@@ -181,6 +183,20 @@ def run_cli(line):
     return code_of([name, *rest, *" ".join(added).split()])
 
 
+def run_forked(command, *arguments):
+    """Exit code of a command in a process of its own, which has loaded torch already.
+
+    No command meets what another left in memory, and of one that dies the exit code and the output tell.
+    """
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(command(*arguments)))
+    process.start()
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
 def run_elsewhere(arguments, *, where):
     """Exit code of a command in a process of its own."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # a pytest of its own
@@ -191,16 +207,9 @@ def run_elsewhere(arguments, *, where):
 
 
 def run_benchmark(line, name):
-    """Exit code of a benchmark, in this process: it has loaded torch already."""
     rest = shlex.split(line)[3 if " -m " in line else 2 :]
-    arguments, sys.argv = sys.argv, [name, *rest, *SMALLER[name].split()]
-    try:
-        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = arguments
-    return 0
+    sys.argv = [name, *rest, *SMALLER[name].split()]
+    runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
 
 
 def run(line):
@@ -208,9 +217,9 @@ def run(line):
     first, *rest = shlex.split(line)
     benchmark = re.search(r"python -m benchmarks\.(\w+)|python benchmarks/(\w+)\.py", line)
     if first == "georeg-diffusion":
-        return run_cli(line)
+        return run_forked(run_cli, line)
     if benchmark:
-        return run_benchmark(line, benchmark[1] or benchmark[2])
+        return run_forked(run_benchmark, line, benchmark[1] or benchmark[2])
     if first == "make":
         return run_elsewhere([first, *rest, *SMALLER[first].split()], where=ROOT)
     if first == "pytest":
@@ -246,7 +255,7 @@ def test_commands_run_as_they_stand(page, prepared, ran, tmp_path, monkeypatch, 
         said = capfd.readouterr()
         if line != given:  # not one of a series: the next finds the default output folder empty
             shutil.rmtree(tmp_path / "outputs" / line.split()[1], ignore_errors=True)
-        assert code == 0, f"{page.name}: {line}\n{said.out[-2000:]}\n{said.err[-2000:]}"
+        assert code == 0, f"{page.name}: {line}: exit code {code}\n{said.out[-2000:]}\n{said.err[-2000:]}"
 
 
 OPTIONS_ONLY = sorted({(c, reason(c)) for page in PAGES for c in commands(page) if reason(c) is not None})
