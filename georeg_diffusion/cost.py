@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Step = Callable[[], Tensor]
 """Makes a loss, of which the backward pass is then taken."""
@@ -66,6 +67,16 @@ class _NoModules(nullcontext[None]):
     parents = frozenset({"Global"})
 
 
+_aten = torch.ops.aten
+# Torch's counter has formulas for its attention kernels on a GPU, and takes that on a CPU to be free.
+_UNCOUNTED = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
+        g, q, k, v
+    ),
+}
+
+
 def flops_of(run: Callable[[], object]) -> int:
     """Matrix products and convolutions of whatever ``run`` does, in floating-point operations.
 
@@ -75,7 +86,7 @@ def flops_of(run: Callable[[], object]) -> int:
         >>> flops_of(lambda: torch.ones(2, 3, device="meta") @ torch.ones(3, 5, device="meta"))        # 2·2·3·5
         60
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:
         run()

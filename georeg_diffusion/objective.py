@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import georeg
-from georeg.kernels import fused
+from georeg.kernels import fused, narrow_attention
 from georeg.kernels.compiling import as_written
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
@@ -299,7 +299,8 @@ class IsometricDiffusionLoss(nn.Module):
 
     def _predict(self, inputs: dict[str, Any]) -> Tensor:
         arguments = dict(inputs)
-        return predict(self.network, arguments.pop("sample"), arguments.pop("timestep"), arguments)
+        with narrow_attention():
+            return predict(self.network, arguments.pop("sample"), arguments.pop("timestep"), arguments)
 
     def _predict_and_encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, x_t and h with the graph between them, from one forward pass."""

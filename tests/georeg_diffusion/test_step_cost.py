@@ -27,6 +27,22 @@ def work_over_plain(name, gated):
     return work_of(lambda: objective(x0, steps).loss) / work_of(plain)
 
 
+def test_attention_counts_alike_whichever_kernel_takes_it():
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (5, 7, 7))
+
+    def attend(backend):
+        def step():
+            with torch.nn.attention.sdpa_kernel(backend):
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v).sum()
+
+        return step
+
+    product = 2 * 2 * 3 * 5 * 7 * 8
+    backends = torch.nn.attention.SDPBackend
+    assert work_of(attend(backends.MATH)) == 6 * product
+    assert work_of(attend(backends.FLASH_ATTENTION)) == 7 * product, "which computes the scores again"
+
+
 @pytest.mark.parametrize(("name", "gated", "limit"), [("ddpm256", 2, 1.56), ("ddpm256", 1, 1.30), ("ldm_celebahq", 2, 1.60)])
 def test_work_over_a_plain_step(name, gated, limit):
     """Six encoder passes more are the floor of one probe: 1.543 for DDPM-256, 1.553 for LDM-CelebA-HQ.

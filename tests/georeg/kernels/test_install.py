@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import georeg
-from georeg.kernels import fused
+from georeg.kernels import fused, narrow_attention
 from georeg.linearize import linearize_graph
 from georeg.linearize.forward import _ContiguousGroupNorm
 
@@ -93,6 +93,40 @@ def test_it_may_be_entered_twice(block):
     with fused(), fused():
         torch.testing.assert_close(block(x), expected)
     assert "ConvolutionBackward0" in names(block(x))
+
+
+@pytest.mark.parametrize(("shape", "is_ours"), [((2, 3, 64, 8), True), ((2, 3, 64, 16), False), ((2, 3, 63, 8), False)])
+def test_narrow_attention_is_ours_where_torchs_is_slow(shape, is_ours):
+    query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    attend = F.scaled_dot_product_attention
+    expected = attend(query, key, value, is_causal=True, scale=0.3)
+    with narrow_attention():
+        y = attend(query, key, value=value, is_causal=True, scale=0.3)
+        convolved = F.conv2d(query, query[:1, :, :3, :3])
+    assert ("_ValueBackward" in names(y)) == is_ours
+    assert "ConvolutionBackward0" in names(convolved)
+    c = torch.randn_like(y)
+    found, torchs = (torch.autograd.grad(out, (query, key, value), c) for out in (y, expected))
+    torch.testing.assert_close((y, *found), (expected, *torchs), rtol=1e-12, atol=1e-12)
+
+
+def test_narrow_attention_keeps_nothing_that_it_can_compute_again():
+    query = torch.randn(1, 2, 64, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda _: None), narrow_attention():
+        F.scaled_dot_product_attention(query, query, query)
+    assert max(kept) <= query.numel()
+
+
+def test_narrow_attention_around_fused_and_without_gradients(block):
+    query = torch.randn(1, 2, 64, 8)
+    with narrow_attention():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            F.scaled_dot_product_attention(query, query, query)
+        assert counter.get_total_flops() == 0, "torch's fused kernel, which it does not count, and no products of ours"
+        with fused():
+            assert "_ConvolutionBackward" in names(block(points()))
+        assert "ConvolutionBackward0" in names(block(points()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
