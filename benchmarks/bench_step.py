@@ -5,6 +5,8 @@ The loss is compared with the dense Jacobian in float64 before any step is timed
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ from georeg_diffusion._compat import diffusers
 from georeg_diffusion.experiments import networks
 from georeg_diffusion.experiments.steps import steps_of
 
-CASES = ("plain", "ours", "ours, half gated", "ours, recomputed", "ours, recomputed, 4 probes", "published")
+TORCHS = "ours, torch's operators"
+CASES = ("plain", "ours", "ours, half gated", "ours, recomputed", "ours, recomputed, 4 probes", TORCHS, "published")
 ON_A_GPU = ("ours, no Triton",)
 
 
@@ -54,13 +57,16 @@ def test_step(measure, checked, case, device, is_smoke, monkeypatch):
         if device == "cpu":
             pytest.skip("for a GPU")
         monkeypatch.setenv(SWITCH, "0")
+    if case == TORCHS:
+        monkeypatch.setattr("georeg_diffusion.h_space.fused", nullcontext)
+        monkeypatch.setattr("georeg_diffusion.objective.narrow_attention", nullcontext)
     torch.manual_seed(0)
     size, batch = (8, 2) if is_smoke else (32, 8 if device == "cpu" else 128)
     with torch.device(device):
         network = networks.encoder(8) if is_smoke else networks.small_unet()
     estimator = georeg.Hutchinson(num_probes=4 if "4 probes" in case else 1)
     steps = steps_of(network, batch, size, device, estimator)
-    name = case.removesuffix(", no Triton")
+    name = case.removesuffix(", no Triton").removesuffix(", torch's operators")
     if name in steps:
         step = steps[name]
     else:
