@@ -95,7 +95,8 @@ def show(
 ) -> None:
     """Tables, claims, notes and files, on the terminal."""
     for table in finding.tables:
-        console.print(table.rich(console.width))
+        for n, part in enumerate(table.parts(console.width)):
+            console.print(*[""] * min(n, 1), part.rich(console.width), sep="\n")
     if finding.claims:
         console.print(f"\n{heading}", style="bold")
         for one in finding.claims:

@@ -81,7 +81,7 @@ class Table:
     def rich(self, width: int = 80) -> RichTable:
         """For a terminal of some width; what is not measured here is dim."""
         table = RichTable(
-            title=self.title,
+            title=self.title or None,
             caption=self.caption or None,
             title_justify="left",
             caption_justify="left",
@@ -99,12 +99,48 @@ class Table:
             table.add_row(*(Text(str(cell), style=_style(cell)) for cell in row))
         return table
 
+    def parts(self, width: int) -> list[Table]:
+        """Tables that fit a terminal of some width with no number broken; each begins with the columns of text in front.
+
+        Example:
+            >>> from georeg_diffusion.experiments.finding import Cell, Table
+            >>> table = Table("a title", ("score", "base", "isometric"), (("FID", Cell(6.61), Cell(12.94)),))
+            >>> [part.columns for part in table.parts(80)]
+            [('score', 'base', 'isometric')]
+            >>> [(part.title, part.columns) for part in table.parts(17)]
+            [('a title', ('score', 'base')), ('', ('score', 'isometric'))]
+        """
+        least, count = self._least(), len(self.columns)
+        labels = range(next((i for i in range(count) if self._is_number(i)), count))
+        groups: list[list[int]] = [[]]
+        for i in range(len(labels), count):
+            if groups[-1] and _across(least, [*labels, *groups[-1], i]) > width:
+                groups.append([])
+            groups[-1].append(i)
+        found = []
+        for n, group in enumerate(groups):
+            chosen = [*labels, *group]
+            columns, *rows = (tuple(row[i] for i in chosen) for row in (self.columns, *self.rows))
+            caption = self.caption if n == len(groups) - 1 else ""
+            found.append(Table("" if n else self.title, columns, tuple(rows), caption))
+        return found
+
+    def _texts(self) -> list[list[str]]:
+        """Of each column, its head first."""
+        return [[column, *(str(row[i]) for row in self.rows)] for i, column in enumerate(self.columns)]
+
+    def _least(self) -> list[int]:
+        """Width of each column that leaves words and numbers whole."""
+        words = [max(len(word) for text in column for word in text.split() or [""]) for column in self._texts()]
+        numbers = [
+            max((len(str(row[i])) for row in self.rows if isinstance(row[i], Cell)), default=0) for i in range(len(words))
+        ]
+        return list(map(max, words, numbers))
+
     def _room(self, width: int) -> list[int | None]:
         """Width of each column, so that words stay whole where there is room; rich breaks them evenly in all columns."""
-        texts = [[column, *(str(row[i]) for row in self.rows)] for i, column in enumerate(self.columns)]
-        whole = [max(map(len, column)) for column in texts]
-        found = [max(len(word) for text in column for word in text.split() or [""]) for column in texts]
-        spare = width - sum(found) - _GAP * (len(found) - 1)
+        whole, found = [max(map(len, column)) for column in self._texts()], self._least()
+        spare = width - _across(found, range(len(found)))
         if spare < 0:
             return [None] * len(found)
         for _ in range(min(spare, sum(whole) - sum(found))):
@@ -195,6 +231,11 @@ def _table(record: Mapping[str, Any]) -> Table:
     rows: Sequence[Sequence[Any]] = record["rows"]
     cells = tuple(tuple(Cell(**cell) if isinstance(cell, dict) else str(cell) for cell in row) for row in rows)
     return Table(record["title"], tuple(record["columns"]), cells, record["caption"])
+
+
+def _across(widths: Sequence[int], columns: Sequence[int]) -> int:
+    """Of a table with these columns."""
+    return sum(widths[i] for i in columns) + _GAP * (len(columns) - 1)
 
 
 def _style(cell: Cell | str) -> str:

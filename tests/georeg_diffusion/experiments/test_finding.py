@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from rich.console import Console
 
 from georeg import Estimate
 from georeg_diffusion.experiments.comparison import Replicated, falls, rises
@@ -109,3 +110,28 @@ def test_the_papers_numbers():
     assert round((3 * 256**2 + 512 * 8**2) * 4 / 2**20, 3) == value_of("costs", score="megabytes")
     with pytest.raises(ValueError, match="which 2 numbers of table2 have"):
         value_of("table2", score="ls")
+
+
+@pytest.mark.parametrize("width", range(12, 120, 9))
+def test_a_table_too_wide_for_the_terminal_goes_on_below_with_no_number_broken(width):
+    cells = [Cell(value, error) for value, error in ((0.000311, 4e-5), (1.81, 0.1), (0.07001, 7e-4))]
+    table = Table(
+        "Title", ("p", "loss", "error", "isometry loss", "log-VoR"), (("0", "plain", *cells), ("1", "ours", *cells))
+    )
+    parts = table.parts(width)
+    assert [name for part in parts for name in part.columns[2:]] == list(table.columns[2:])
+    assert all(part.columns[:2] == ("p", "loss") for part in parts)
+    assert [part.title for part in parts] == ["Title"] + [""] * (len(parts) - 1)
+    assert len(parts) == 1 or width < 70
+    console = Console(width=width, file=io.StringIO())
+    for part in parts:
+        console.print(part.rich(width))
+    if width >= 30:
+        for cell in cells:
+            assert console.file.getvalue().count(str(cell)) == 2
+        assert max(map(len, console.file.getvalue().splitlines())) <= width
+
+
+def test_a_table_of_labels_alone_is_one_part():
+    table = Table("", ("a", "b"), (("x", "y"),))
+    assert table.parts(1) == [table]
