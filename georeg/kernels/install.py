@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from georeg.kernels.attention import attention
-from georeg.kernels.blocks import NARROW
 from georeg.kernels.convolution import convolution
 from georeg.kernels.group_norm import group_norm, group_norm_silu
 from georeg.kernels.linear import linear
 from georeg.kernels.mode import frugal, in_functorch
 
-LEAST_KEYS = 64
-"""So many keys make torch's fused attention of narrow heads on a CPU slower than this package's: 2 times at 8 features."""
+NARROW = 8
+"""Heads of so few features take torch's fused attention on a CPU longer than this package's, ..."""
+
+KEYS = range(128, 513)
+"""... with so many keys: 1.4 to 1.6 times. With fewer both take as long, with more torch uses several cores better."""
 
 
 def _in_checkpoint() -> bool:
@@ -122,23 +124,23 @@ def fused() -> AbstractContextManager[Any]:
 
 
 def _narrow(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    is_narrow = query.device.type == "cpu" and query.shape[-1] < NARROW and query.dtype in (torch.float32, torch.float64)
-    if not is_narrow or key.ndim < 2 or key.shape[-2] < LEAST_KEYS:
+    is_narrow = query.device.type == "cpu" and query.shape[-1] <= NARROW and query.dtype in (torch.float32, torch.float64)
+    if not is_narrow or key.ndim < 2 or key.shape[-2] not in KEYS:
         return nn.functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
     with frugal():
         return attention(query, key, value, *args, **kwargs)
 
 
 def narrow_attention() -> AbstractContextManager[Any]:
-    """Within it, attention on a CPU with heads of fewer than 16 features is this package's, which is faster there.
+    """Within it, attention on a CPU with heads of at most 8 features is this package's where that is faster.
 
-    Diffusers' U-Nets have heads of 8 unless told otherwise. For what is differentiated once; :func:`fused` is for what is
-    differentiated twice, and keeps more. What is left to torch there is left to it here.
+    That is with 128 to 512 keys; diffusers' U-Nets have heads of 8 unless told otherwise. For what is differentiated once;
+    :func:`fused` is for what is differentiated twice, and keeps more. What is left to torch there is left to it here.
 
     Example:
         >>> import torch
         >>> from georeg.kernels import narrow_attention
-        >>> q = torch.randn(2, 4, 64, 8, requires_grad=True)
+        >>> q = torch.randn(2, 4, 128, 8, requires_grad=True)
         >>> with narrow_attention():
         ...     y = torch.nn.functional.scaled_dot_product_attention(q, q, q)
         >>> torch.allclose(y, torch.nn.functional.scaled_dot_product_attention(q, q, q), atol=1e-5)
