@@ -96,7 +96,9 @@ def show(
     """Tables, claims, notes and files, on the terminal."""
     for table in finding.tables:
         for n, part in enumerate(table.parts(console.width)):
-            console.print(*[""] * min(n, 1), part.rich(console.width), sep="\n")
+            if n:
+                console.print()
+            console.print(part.rich(console.width))
     if finding.claims:
         console.print(f"\n{heading}", style="bold")
         for one in finding.claims:
