@@ -66,7 +66,7 @@ def test_step(measure, checked, case, device, is_smoke, monkeypatch):
         network = networks.encoder(8) if is_smoke else networks.small_unet()
     estimator = georeg.Hutchinson(num_probes=4 if "4 probes" in case else 1)
     steps = steps_of(network, batch, size, device, estimator)
-    name = case.removesuffix(", no Triton").removesuffix(", torch's operators")
+    name = "ours" if case in (TORCHS, *ON_A_GPU) else case
     if name in steps:
         step = steps[name]
     else:

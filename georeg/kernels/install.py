@@ -19,11 +19,9 @@ from georeg.kernels.group_norm import group_norm, group_norm_silu
 from georeg.kernels.linear import linear
 from georeg.kernels.mode import frugal, in_functorch
 
-NARROW = 8
-"""Heads of so few features take torch's fused attention on a CPU longer than this package's, ..."""
-
-KEYS = range(128, 513)
-"""... with so many keys: 1.4 to 1.6 times. With fewer both take as long, with more torch uses several cores better."""
+NARROW_WIDTH, NARROW_KEYS = 8, range(128, 513)
+"""Heads of at most so many features and so many keys take torch's fused attention on a CPU 1.4 to 1.6 times the time of
+this package's. With fewer keys both take as long, with more torch uses several cores better."""
 
 
 def _in_checkpoint() -> bool:
@@ -124,8 +122,10 @@ def fused() -> AbstractContextManager[Any]:
 
 
 def _narrow(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    is_narrow = query.device.type == "cpu" and query.shape[-1] <= NARROW and query.dtype in (torch.float32, torch.float64)
-    if not is_narrow or key.ndim < 2 or key.shape[-2] not in KEYS:
+    is_narrow = (
+        query.device.type == "cpu" and query.shape[-1] <= NARROW_WIDTH and query.dtype in (torch.float32, torch.float64)
+    )
+    if not is_narrow or key.ndim < 2 or key.shape[-2] not in NARROW_KEYS:
         return nn.functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
     with frugal():
         return attention(query, key, value, *args, **kwargs)

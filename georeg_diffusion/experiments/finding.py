@@ -125,21 +125,21 @@ class Table:
             found.append(Table("" if n else self.title, columns, tuple(rows), caption))
         return found
 
-    def _texts(self) -> list[list[str]]:
-        """Of each column, its head first."""
-        return [[column, *(str(row[i]) for row in self.rows)] for i, column in enumerate(self.columns)]
-
     def _least(self) -> list[int]:
         """Width of each column that leaves words and numbers whole."""
-        words = [max(len(word) for text in column for word in text.split() or [""]) for column in self._texts()]
-        numbers = [
-            max((len(str(row[i])) for row in self.rows if isinstance(row[i], Cell)), default=0) for i in range(len(words))
-        ]
-        return list(map(max, words, numbers))
+
+        def pieces(cell: Cell | str) -> list[str]:
+            return [str(cell)] if isinstance(cell, Cell) else cell.split() or [""]
+
+        return [max(len(piece) for cell in column for piece in pieces(cell)) for column in self._by_column()]
+
+    def _by_column(self) -> list[tuple[Cell | str, ...]]:
+        """Cells of each column, its head first."""
+        return list(zip(self.columns, *self.rows, strict=True))
 
     def _room(self, width: int) -> list[int | None]:
         """Width of each column, so that words stay whole where there is room; rich breaks them evenly in all columns."""
-        whole, found = [max(map(len, column)) for column in self._texts()], self._least()
+        whole, found = [max(len(str(cell)) for cell in column) for column in self._by_column()], self._least()
         spare = width - _across(found, range(len(found)))
         if spare < 0:
             return [None] * len(found)
