@@ -16,6 +16,7 @@ from georeg.kernels.compiling import uncompiled
 from georeg.linearize.base import differentiable_attention
 from georeg.random import Generator
 from georeg.regularizer import Regularizer
+from georeg.shared import Shared
 from georeg_diffusion.backbones import backbone_of, family_of, run_network, unwrapped
 from georeg_diffusion.recompute import same_attention_when_recomputed
 
@@ -24,24 +25,7 @@ class _Reached(Exception):  # noqa: N818 (control flow, not an error: the encode
     pass
 
 
-_operators = ExitStack()
-_captures = 0
-
-
-@contextmanager
-def _shared_operators() -> Iterator[None]:
-    """Operators made to be differentiated twice, entered by the first of several captures and left by the last one."""
-    global _captures
-    if not _captures:
-        _operators.enter_context(differentiable_attention())
-        _operators.enter_context(fused())
-    _captures += 1
-    try:
-        yield
-    finally:
-        _captures -= 1
-        if not _captures:
-            _operators.close()
+_fused = Shared(fused)
 
 
 @contextmanager
@@ -176,7 +160,8 @@ class HSpace:
                 sample = args[0] if args else kwargs[parameter]
                 captured._x = sample if sample.requires_grad else sample.detach().requires_grad_()
                 captured._h = None
-                operators.enter_context(_shared_operators())
+                operators.enter_context(differentiable_attention())
+                operators.enter_context(_fused())
                 return ((captured._x, *args[1:]), kwargs) if args else (args, {**kwargs, parameter: captured._x})
 
             def reach(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -12,6 +12,20 @@ def _seed():
     torch.manual_seed(0)
 
 
+def attention_kernels():
+    """Whether torch may take each of its kernels for attention, of the whole process."""
+    names = ("flash", "mem_efficient", "math", "cudnn")
+    return {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in names}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_attention_as_it_was():
+    """A switch left over would cost whoever comes next the memory of an L × L matrix."""
+    before = attention_kernels()
+    yield
+    assert attention_kernels() == before
+
+
 def gradients(loss, parameters):
     """Concatenated gradient, zeros where a parameter has none."""
     parameters = list(parameters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from georeg.kernels.compiling import as_written
 from georeg.kernels.mode import in_functorch as in_functorch
+from georeg.shared import Shared
 
 Map = Callable[[Tensor], Tensor]
 
@@ -139,6 +140,7 @@ def graph_ready(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x
 
 
-def differentiable_attention() -> AbstractContextManager[None]:
-    """Attention by plain matrix products: torch's fused kernels have no second derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
+differentiable_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Attention by plain matrix products: torch's fused kernels have no second derivative.
+
+Shared, because a capture leaves it at h, which may be inside a checkpointed block that entered it later."""
