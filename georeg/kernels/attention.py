@@ -7,9 +7,8 @@ For tangents (q̇, k̇, v̇) and a cotangent c, with E = c vᵀ, Ṡ = s(q̇ k�
     pushforward   T = Ṗ v + P v̇            with Ṗ = P (Ṡ − m)
     pullback      V = (s A k, s Aᵀ q, Pᵀ c)  with A = P (E − D)
 
-Of long sequences only q, k, v, y and the logarithm of each row's sum of exponentials are kept, of shorter ones also P. Where
-heads are so wide that more matrices are worth their memory, two operators take this one's place, see
-:mod:`georeg.kernels.weighting`.
+Of long sequences only q, k, v and y are kept, of shorter ones also P. Where heads are so wide that more matrices are worth
+their memory, two operators take this one's place, see :mod:`georeg.kernels.weighting`.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from georeg.kernels.blocks import (
     more_,
     put_,
     row_means,
+    softmax_,
     spread,
     tall,
     turned,
     weighed_,
-    weighted_,
 )
 from georeg.kernels.mode import autocast, in_functorch, is_frugal
 from georeg.kernels.rules import Maybe, Operator
@@ -76,27 +75,25 @@ class Attention(Operator):
     def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
         return Blocks.of(self.block_bytes, q, k.shape[1])
 
-    def _scored(self, q: Tensor, k: Tensor, v: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor]]]:
-        """S of each block, v and parts by rows."""
-        for start, (q_, *at_rows), (kt_, v_), (scores,) in self._blocks(q, k).walk((q, *rows), (k.mT, v), q, 1):
-            put_(scores, q_, kt_, self.scale)
-            yield mask_future_(scores, start) if self.causal else scores, v_, at_rows
+    def _weights(self, p: Tensor, start: int, q: Tensor, kt: Tensor) -> Tensor:
+        """P of a block, into memory for it."""
+        put_(p, q, kt, self.scale)
+        return softmax_(mask_future_(p, start) if self.causal else p)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, log_sums = tall(q, v.shape[2]), q.new_empty(*q.shape[:2], 1)
-        for scores, v_, (y_, sums_) in self._scored(q, k, v, y, log_sums):
-            sums_.copy_(weighted_(scores, v_, y_))
-        return by_rows(y), (log_sums, by_rows(y))
+        y = tall(q, v.shape[2])
+        for start, (q_, y_), (kt_, v_), (p,) in self._blocks(q, k).walk((q, y), (k.mT, v), q, 1):
+            across_(y_, self._weights(p, start, q_, kt_), v_)
+        return by_rows(y), (by_rows(y),)
 
     def _walk(
         self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
     ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
         """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
-        (q, k, _), log_sums = primals, stats[0]
-        steps = self._blocks(q, k).walk((-log_sums, q, *rows), (k.mT, *keys), q, count + 1)
-        for start, (minus, q_, *at_rows), (kt_, *at_keys), (p, *work) in steps:
-            torch.baddbmm(minus, q_, kt_, alpha=self.scale, out=p)
-            yield start, (mask_future_(p, start) if self.causal else p).exp_(), at_rows, at_keys, work
+        q, k, _ = primals
+        steps = self._blocks(q, k).walk((q, *rows), (k.mT, *keys), q, count + 1)
+        for start, (q_, *at_rows), (kt_, *at_keys), (p, *work) in steps:
+            yield start, self._weights(p, start, q_, kt_), at_rows, at_keys, work
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
@@ -179,8 +176,8 @@ class _Keeping(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, kept = tall(q, v.shape[2]), []
-        for scores, v_, (y_,) in self._scored(q, k, v, y):
-            kept.append(torch.softmax(scores, -1))
+        for start, (q_, y_), (kt_, v_), _ in self._blocks(q, k).walk((q, y), (k.mT, v), q, 0):
+            kept.append(self._weights(q.new_empty(*q_.shape[:2], k.shape[1]), start, q_, kt_))
             across_(y_, kept[-1], v_)
         return by_rows(y), (*kept, by_rows(y))
 

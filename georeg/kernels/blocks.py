@@ -48,7 +48,10 @@ class Blocks:
 
     def by_rows(self, tensor: Tensor) -> list[Tensor]:
         """Of ``(N, L, ...)``, the part of each block."""
-        return [part for heads in tensor.split(self.heads) for part in heads.split(self.length, 1)]
+        by_heads = tensor.split(self.heads)
+        if self.length == self.rows:
+            return list(by_heads)
+        return [part for heads in by_heads for part in heads.split(self.length, 1)]
 
     def by_keys(self, tensor: Tensor) -> list[Tensor]:
         """Of ``(N, ...)`` without rows, the part of each block."""
@@ -138,12 +141,9 @@ def mask_future_(scores: Tensor, first: int) -> Tensor:
     return scores.masked_fill_(torch.arange(scores.shape[-1], device=scores.device) > rows, -torch.inf)
 
 
-def weighted_(scores: Tensor, v: Tensor, y: Tensor) -> Tensor:
-    """Put P v into y; the logarithm of each row's sum of exponentials. ``scores`` is used up."""
-    largest = scores.amax(-1, keepdim=True)
-    sums = scores.sub_(largest).exp_().sum(-1, keepdim=True)
-    across_(y, scores, v).div_(sums)
-    return largest.add_(sums.log_())
+def softmax_(scores: Tensor, out: Maybe = None) -> Tensor:
+    """P, by default in place of S: in one pass, which takes as long as the exponentials alone."""
+    return torch.ops.aten._softmax.out(scores, -1, False, out=scores if out is None else out)
 
 
 def spread(c: Tensor, v: Tensor, minus_means: Tensor, out: Tensor) -> Tensor:

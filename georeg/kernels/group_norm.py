@@ -11,7 +11,7 @@ norm without weights, φ′(z) c one of its SiLU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,27 +54,34 @@ class GroupNorm(Operator):
 
     def _normalised(self, x: Tensor, w: Maybe, b: Maybe) -> tuple[Tensor, Tensor, Tensor]:
         size, channels = x.shape[:2]
-        arguments = (size, channels, x[0, 0].numel(), self.groups, self.eps)
+        arguments = (size, channels, x.shape[2:].numel(), self.groups, self.eps)
         return aten.native_group_norm(x, w, b, *arguments)
 
     def _projected(
         self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, sums: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """ρ Π (w v); with ``sums`` also Σ v x̂ and Σ v over the space of each channel, ``(B, C)``.
+        """ρ Π (w v); with ``sums`` also Σ v x̂ and Σ v over batch and space, ``(C,)``."""
+        size, channels = x.shape[:2]
+        weight = x.new_ones(channels) if sums and w is None else w
+        shape = (size, channels, x.shape[2:].numel(), self.groups)
+        return aten.native_group_norm_backward(v, x, *stats, weight, *shape, [True, sums, sums])
+
+    def _by_sample(
+        self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, dx: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ρ Π (w v) if ``dx``, and Σ v x̂ and Σ v over the space, ``(B, C)``.
 
         PyTorch's kernel sums over the batch too; so the batch is presented to it as one sample with more groups.
         """
         size, channels = x.shape[:2]
-        shape = (1, size * channels, -1)
-        weight = w.repeat(size) if w is not None else x.new_ones(size * channels) if sums else None
-        mean, rho = (s.reshape(1, -1) for s in stats)
-        dx, along_x, along_1 = aten.native_group_norm_backward(
-            v.reshape(shape), x.reshape(shape), mean, rho, weight, 1, size * channels, x[0, 0].numel(), size * self.groups,
-            [True, sums, sums],
-        )  # fmt: skip
-        if not sums:
-            return dx.reshape(x.shape), dx, dx
-        return dx.reshape(x.shape), along_x.reshape(size, channels), along_1.reshape(size, channels)
+        at = (1, size * channels, -1)
+        weight = x.new_ones(size * channels) if w is None or not dx else w.repeat(size)
+        mean, rho = (s.view(1, -1) for s in stats)
+        shape = (1, size * channels, x.shape[2:].numel(), size * self.groups)
+        found, along_x, along_1 = aten.native_group_norm_backward(
+            v.view(at), x.view(at), mean, rho, weight, *shape, [dx, True, True]
+        )
+        return found.view(x.shape) if dx else found, along_x.view(size, channels), along_1.view(size, channels)
 
     def _slope(self, c: Tensor, x: Tensor, w: Maybe, b: Maybe) -> Tensor:
         """φ′(z) c."""
@@ -85,8 +92,8 @@ class GroupNorm(Operator):
     ) -> tuple[Maybe, ...]:
         x, w, b = primals
         slope = self._slope(c.contiguous(), x, w, b)
-        dx, along_x, along_1 = self._projected(slope, x, stats, w, sums=wanted[1] or wanted[2])
-        return dx, along_x.sum(0) if wanted[1] else None, along_1.sum(0) if wanted[2] else None
+        dx, dw, db = self._projected(slope, x, stats, w, sums=wanted[1] or wanted[2])
+        return dx, dw if wanted[1] else None, db if wanted[2] else None
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (v,), (x, w, b) = tangents, primals
@@ -115,66 +122,64 @@ class GroupNorm(Operator):
         """
         (v,), (x, w, b) = tangents, primals
         assert v is not None  # the only point
-        c, v = c.contiguous(), v.contiguous()
         part_bytes = CACHE_BYTES * torch.get_num_threads()
-        rows = len(x) if x.device.type != "cpu" else max(part_bytes // (x[0].numel() * x.element_size()), 1)
-        pushed, pulled, dx = (torch.empty_like(x) if want else None for want in (push, pull, wanted[0]))
-        work = x.new_empty(3, *x[:rows].shape)
+        rows = len(x) if x.device.type != "cpu" else max(part_bytes // (x.shape[1:].numel() * x.element_size()), 1)
+        pushed, pulled, dx = to = [torch.empty_like(x) if want else None for want in (push, pull, wanted[0])]
+        work = x.new_empty(3, min(rows, len(x)), *x.shape[1:])
+        batch = (c.contiguous(), v.contiguous(), x, *stats, *to)
         sums = []
-        for part in (slice(i, i + rows) for i in range(0, len(x), rows)):
-            to = [None if t is None else t[part] for t in (pushed, pulled, dx)]
-            at = (x[part], w, b), [s[part] for s in stats]
-            sums.append(self._second(c[part], v[part], *at, to, work[:, : len(x) - part.start]))
-        dw, db = (torch.cat(of_parts).sum(0) for of_parts in zip(*sums, strict=True))
+        for c_, v_, x_, mean, rho, *to_ in _parts(batch, rows):
+            sums.append(self._second(c_, v_, (x_, w, b), (mean, rho), to_, work[:, : len(x_)]))
+        dw, db = (sum(of_parts[1:], of_parts[0]) for of_parts in zip(*sums, strict=True))
         return pushed, (pulled,), (dx, dw if wanted[1] else None, db if wanted[2] else None)
 
     def _second(
-        self, c: Tensor, v: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], to: Sequence[Maybe], work: Tensor
+        self,
+        c: Tensor,
+        v: Tensor,
+        primals: Sequence[Any],
+        stats: Sequence[Tensor],
+        to: Sequence[Maybe],
+        work: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Fill ``to`` (T(v), V(c) and ∂B/∂x, None where not wanted); give ∂B/∂w and ∂B/∂b of each sample.
+        """Fill ``to`` (T(v), V(c) and ∂B/∂x, None where not wanted); give ∂B/∂w and ∂B/∂b.
 
         ``work`` is memory for three tensors like x: to obtain it anew for every operation would cost as much as they do.
+        Sums ``(B, C)`` are worked on side by side: a call takes as long as the numbers of a small layer do.
         """
         (x, w, _), (mean, rho), (pushed, pulled, dx) = primals, stats, to
-        p, v_x, _ = self._projected(v, x, stats, sums=True)
+        p, v_x, _ = self._by_sample(v, x, stats)
         if self.has_silu:
             s, k, free = self._bent(c, p, primals, pushed, work)
         else:
             s, k, free = c, None, work[0]
             if pushed is not None:
                 torch.mul(p, 1 if w is None else _channels(w, x), out=pushed)
+        found, s_x, s_1 = self._by_sample(s, x, stats, w, dx=pulled is not None)
         if pulled is not None:
-            found, s_x, s_1 = self._projected(s, x, stats, w, sums=True)
             pulled.copy_(found)
-        else:
-            s_1 = _over_space(s)
-            s_x = self._scaled(_over_space(torch.mul(s, x, out=free)) - self._scaled(s_1, mean), rho)
-        s_p = _over_space(torch.mul(s, p, out=free))
+        s_p = torch.mul(s, p, out=free).view(*x.shape[:2], -1).sum(-1)
 
-        def group_mean(per_channel: Tensor) -> Tensor:
-            return self._groups(per_channel).sum(-1) / (x[0].numel() // self.groups)
-
-        e_x, e_p = (group_mean(t if w is None else t * w) for t in (s_x, s_p))
-        toward_s = -rho * group_mean(v_x)
-        grouped = self._groups(s), toward_s.unsqueeze(-1)
+        along = torch.stack((v_x, s_x, s_p))
+        if w is not None:
+            along[1:].mul_(w)
+        grouped = self._groups(along.flatten(0, 1)).sum(-1).view(3, *rho.shape)
+        toward_s, toward_p, toward_x = grouped.mul_(rho * (-self.groups / x.shape[1:].numel())).unsqueeze(-1)
         if k is None:
-            torch.mul(*grouped, out=self._groups(free))
+            k = torch.mul(self._groups(s), toward_s, out=self._groups(free)).view_as(x)
         else:
-            self._groups(k).addcmul_(*grouped)
-        along_x, bent_x, bent_1 = self._projected(free if k is None else k, x, stats, w, sums=True)
+            self._groups(k).addcmul_(self._groups(s), toward_s)
+        bent, bent_x, bent_1 = self._projected(k, x, stats, w, sums=True)
         if dx is not None:
-            factor = (rho.square() * e_p).unsqueeze(-1)
-            groups = self._groups(along_x).addcmul_(self._groups(p), (-rho * e_x).unsqueeze(-1))
-            groups.addcmul_(self._groups(x), -factor)
-            torch.add(groups, factor * mean.unsqueeze(-1), out=self._groups(dx))
-        return s_p + bent_x - self._scaled(s_x, toward_s), bent_1 - self._scaled(s_1, toward_s)
+            toward_x = toward_x * rho.unsqueeze(-1)
+            groups = self._groups(bent).addcmul_(self._groups(p), toward_p).addcmul_(self._groups(x), toward_x)
+            torch.sub(groups, toward_x * mean.unsqueeze(-1), out=self._groups(dx))
+        twice = (self._groups(torch.cat((s_x, s_1))).unflatten(0, (2, len(x))) * toward_s).sum(1).flatten(1)
+        return s_p.sum(0).add_(bent_x).sub_(twice[0]), bent_1.sub_(twice[1])
 
     def _groups(self, x: Tensor) -> Tensor:
         """``(B, G, rest)``, a view."""
         return x.view(len(x), self.groups, -1)
-
-    def _scaled(self, per_channel: Tensor, per_group: Tensor) -> Tensor:
-        return (self._groups(per_channel) * per_group.unsqueeze(-1)).view_as(per_channel)
 
     def _bent(
         self, c: Tensor, p: Tensor, primals: Sequence[Any], pushed: Maybe, work: Tensor
@@ -202,9 +207,13 @@ def _channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def _over_space(x: Tensor) -> Tensor:
-    """Sums ``(B, C)`` over the space of ``(B, C, *space)``."""
-    return x.reshape(*x.shape[:2], -1).sum(-1)
+def _parts(batch: Sequence[Maybe], rows: int) -> Iterator[tuple[Any, ...]]:
+    """Tensors of a batch, so many samples at a time."""
+    size = next(len(t) for t in batch if t is not None)
+    if rows >= size:
+        return iter([tuple(batch)])
+    parts = [[None] * -(-size // rows) if t is None else t.split(rows) for t in batch]
+    return zip(*parts, strict=True)
 
 
 def _rules_for(point: Tensor) -> type[GroupNorm]:

@@ -65,12 +65,13 @@ class _Fused(_Replacing):
 
     def __init__(self) -> None:
         self._normalised: tuple[weakref.ref[Tensor], int, tuple[Any, ...]] | None = None
+        self._laid_out: tuple[weakref.ref[Tensor], int, weakref.ref[Tensor]] | None = None
         super().__init__(
             {
                 nn.functional.conv1d: convolution,
                 nn.functional.conv2d: convolution,
                 nn.functional.conv3d: convolution,
-                nn.functional.linear: linear,
+                nn.functional.linear: self._linear,
                 nn.functional.group_norm: self._group_norm,
                 nn.functional.silu: self._silu,
                 nn.functional.scaled_dot_product_attention: attention,
@@ -87,6 +88,21 @@ class _Fused(_Replacing):
         z = group_norm(input, num_groups, weight, bias, eps)
         self._normalised = weakref.ref(z), z._version, (input, num_groups, weight, bias, eps)
         return z
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Of what lies by channels, one copy by rows for all layers that read it, as those of q, k and v do.
+
+        Each layer would make its own, and another for each of its derivatives.
+        """
+        is_dense = input.layout == torch.strided and not input.is_nested and not input.is_inference()
+        if input.ndim > 2 and is_dense and not input.is_contiguous():
+            of, version, copy = self._laid_out or (lambda: None, 0, lambda: None)
+            by_rows = copy() if of() is input and input._version == version else None
+            if by_rows is None:
+                by_rows = input.contiguous()
+                self._laid_out = weakref.ref(input), input._version, weakref.ref(by_rows)
+            input = by_rows
+        return linear(input, weight, bias)
 
     def _silu(self, input: Tensor, inplace: bool = False) -> Tensor:
         """Of a group norm's output: both as one operator, from that norm's input."""

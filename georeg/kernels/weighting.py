@@ -27,9 +27,9 @@ from georeg.kernels.blocks import (
     more_,
     put_,
     row_means,
+    softmax_,
     spread,
     turned,
-    weighted_,
 )
 from georeg.kernels.rules import Maybe, Operator
 
@@ -106,31 +106,35 @@ class Weighting(Operator):
         return torch.softmax(mask_future_(scores.clone(), 0) if self.causal else scores, -1) @ v
 
     def _walk(
-        self, scores: Tensor, stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
+        self, scores: Tensor, rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
     ) -> Iterator[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
         """Each block's first row, P, parts by rows and by keys, and ``count`` matrices to work in."""
-        steps = self._blocks(scores).walk((scores, stats[0], *rows), keys, scores, count + 1)
-        for start, (scores_, sums_, *by_rows), by_keys, (p, *work) in steps:
-            torch.sub(scores_, sums_, out=p)
-            yield start, (mask_future_(p, start) if self.causal else p).exp_(), by_rows, by_keys, work
+        steps = self._blocks(scores).walk((scores, *rows), keys, scores, count + 1)
+        for start, (scores_, *by_rows), by_keys, (p, *work) in steps:
+            yield start, self._weights(p, start, scores_), by_rows, by_keys, work
+
+    def _weights(self, p: Tensor, start: int, scores: Tensor) -> Tensor:
+        """P of a block, into memory for it."""
+        if self.causal:
+            return softmax_(mask_future_(p.copy_(scores), start))
+        return softmax_(scores, p)
 
     def _blocks(self, scores: Tensor) -> Blocks:
         return Blocks.of(self.block_bytes, scores, scores.shape[2])
 
     def forward(self, scores: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, log_sums = v.new_empty(*scores.shape[:2], v.shape[2]), v.new_empty(*scores.shape[:2], 1)
-        for start, (s_, y_, sums_), (v_,), (p,) in self._blocks(scores).walk((scores, y, log_sums), (v,), scores, 1):
-            p.copy_(s_)
-            sums_.copy_(weighted_(mask_future_(p, start) if self.causal else p, v_, y_))
-        return y, (log_sums, y.clone())
+        y = v.new_empty(*scores.shape[:2], v.shape[2])
+        for _, p, (y_,), (v_,), _ in self._walk(scores, (y,), (v,), 0):
+            put_(y_, p, v_)
+        return y, (y.clone(),)
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         scores, v = primals
         toward, dv = (t.new_empty(t.shape) for t in (scores, v.mT))
-        rows = (c, -row_means(c, stats[1]), toward)
-        for start, p, (c_, means_, toward_), (v_, dv_), _ in self._walk(scores, stats, rows, (v, dv), 0):
+        rows = (c, -row_means(c, stats[0]), toward)
+        for start, p, (c_, means_, toward_), (v_, dv_), _ in self._walk(scores, rows, (v, dv), 0):
             add_(dv_, start, p, c_)
             spread(c_, v_, means_, toward_).mul_(p)
         return toward, turned(dv)
@@ -139,7 +143,7 @@ class Weighting(Operator):
         scores, v = primals
         moving, tv = filled(tangents, primals)
         y = v.new_empty(*scores.shape[:2], v.shape[2])
-        for _, p, (moving_, y_), (v_, tv_), (moved,) in self._walk(scores, stats, (moving, y), (v, tv), 1):
+        for _, p, (moving_, y_), (v_, tv_), (moved,) in self._walk(scores, (moving, y), (v, tv), 1):
             centred_(torch.mul(moving_, p, out=moved), p)
             more_(put_(y_, p, tv_), moved, v_)
         return y
@@ -161,8 +165,8 @@ class Weighting(Operator):
         gs, gv = (t.new_empty(t.shape) for t in (scores, v.mT))
         pushed = c.new_empty(c.shape) if push else None
         ps, pv = (t.new_empty(t.shape) if pull else None for t in (scores, v.mT))
-        rows, keys = (moving, c, -row_means(c, stats[1]), gs, pushed, ps), (v, tv, tv.mT, gv, pv)
-        for start, p, by_rows, (v_, tv_, tvt_, gv_, pv_), (a, moved, z) in self._walk(scores, stats, rows, keys, 3):
+        rows, keys = (moving, c, -row_means(c, stats[0]), gs, pushed, ps), (v, tv, tv.mT, gv, pv)
+        for start, p, by_rows, (v_, tv_, tvt_, gv_, pv_), (a, moved, z) in self._walk(scores, rows, keys, 3):
             moving_, c_, means_, gs_, pushed_, ps_ = by_rows
             spread(c_, v_, means_, a)
             centred_(torch.mul(moving_, p, out=moved), p)

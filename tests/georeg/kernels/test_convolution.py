@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from georeg.kernels import convolution
@@ -91,6 +91,15 @@ def test_functorch():
         return torch.func.grad(loss)(weight)
 
     torch.testing.assert_close(sensitivity(convolution), sensitivity(F.conv2d))
+
+
+def test_forward_mode_without_gradients():
+    """Nothing is recorded for a backward pass there, and the tangent must not be lost with it."""
+    x, v = torch.randn(2, 1, 3, 6, 6, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        y = convolution(forward_ad.make_dual(x, v), weight)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, F.conv2d(v, weight))
 
 
 def test_a_product_computes_no_weight_gradient_but_the_loss_does():

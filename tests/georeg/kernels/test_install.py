@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -250,6 +251,59 @@ def test_a_silu_behind_a_changed_norm_is_torchs():
         changed.mul_(2)
         found = F.silu(changed), F.silu(norm(x) + 1), F.silu(norm(x), inplace=True)
     torch.testing.assert_close(found, expected)
+
+
+def copies(f):
+    with profile() as seen:
+        f()
+    return sum(event.name == "aten::clone" for event in seen.events())
+
+
+def test_layers_that_read_the_same_columns_share_one_copy_by_rows():
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 5).double() for _ in range(3)]
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def project(columns):
+        return sum(layer(columns).square() for layer in layers)
+
+    expected = torch.autograd.grad(project(x.mT).sum(), x)[0]
+    with fused():
+        found = torch.autograd.grad(project(x.mT).sum(), x)[0]
+        assert copies(lambda: project(x.mT)) == 1
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_layer_behind_a_change_in_place_reads_the_changed_values():
+    layer, columns = nn.Linear(3, 5), torch.randn(2, 3, 4).mT
+    with fused():
+        before = layer(columns)
+        columns.mul_(2)
+        after = layer(columns)
+    torch.testing.assert_close(after - layer.bias, 2 * (before - layer.bias))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", ["sparse", "inference", "nested"])
+def test_layers_take_what_torchs_take(layout):
+    layer = nn.Linear(3, 5)
+    with torch.inference_mode(layout == "inference"):
+        x = torch.randn(2, 3, 4).mT
+    if layout == "sparse":
+        x = torch.randn(4, 3).to_sparse_csr()
+    if layout == "nested":
+        x = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)])
+
+    def run():
+        try:
+            y = layer(x.detach())
+        except RuntimeError as error:
+            return type(error), str(error)
+        return [part.detach() for part in y.unbind()]
+
+    expected = run()
+    with fused():
+        torch.testing.assert_close(run(), expected)
 
 
 def test_the_dummy_pullback_of_the_domain_side_costs_nothing():
