@@ -50,8 +50,14 @@ def measure(benchmark, is_smoke: bool, device: str):
     """Count a step's work and peak bytes, then time it with its backward pass; what belongs together has one ``group``."""
     is_cuda = device == "cuda"
 
-    def run(step: Step, *, group: str, case: str, rounds: int = 5, is_vectorised: bool = False, **info: object) -> None:
-        """``is_vectorised``: vmap's grouped convolutions, whose formula in torch's counter is wrong; work is left out."""
+    def run(
+        step: Step, *, group: str, case: str, rounds: int = 5, is_vectorised: bool = False,
+        setup: Callable[[], None] | None = None, **info: object,
+    ) -> None:  # fmt: skip
+        """``is_vectorised``: vmap's grouped convolutions, whose formula in torch's counter is wrong; work is left out.
+
+        ``setup`` runs before each step and is not timed: it clears the gradients, as training does.
+        """
         benchmark.group = group
         benchmark.extra_info.update(case=case, threads=torch.get_num_threads(), **info)
         if is_cuda:
@@ -66,6 +72,7 @@ def measure(benchmark, is_smoke: bool, device: str):
                 synchronised()
 
         several = 4 if is_cuda else 1
-        benchmark.pedantic(timed, rounds=1 if is_smoke else several * rounds, warmup_rounds=int(rounds > 1 and not is_smoke))
+        rounds = 1 if is_smoke else several * rounds
+        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=int(rounds > 1))
 
     return run
