@@ -160,6 +160,7 @@ class GroupNorm(Operator):
             pulled.copy_(found)
         s_p = torch.mul(s, p, out=free).view(*x.shape[:2], -1).sum(-1)
 
+        # By groups −ρ times the means of v x̂, e x̂ and e p: what s, p and x − μ (ρ times it) are added with.
         along = torch.stack((v_x, s_x, s_p))
         if w is not None:
             along[1:].mul_(w)
