@@ -72,7 +72,7 @@ def measure(benchmark, is_smoke: bool, device: str):
                 synchronised()
 
         several = 4 if is_cuda else 1
-        rounds = 1 if is_smoke else several * rounds
-        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=int(rounds > 1))
+        warmup_rounds = int(rounds > 1 and not is_smoke)
+        benchmark.pedantic(timed, setup=setup, rounds=1 if is_smoke else several * rounds, warmup_rounds=warmup_rounds)
 
     return run

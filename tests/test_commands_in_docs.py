@@ -1,8 +1,8 @@
 """Every shell command in README and docs is run as it stands, in a folder of small real images and tiny models.
 
 A page's commands run one after the other, as its reader would type them, with nothing added but options of `SMALLER`,
-which limit sizes, and of `NO_HUB`, which name what would come from the hub. What cannot be run here is in `NOT_RUN`, with
-the reason; its options are parsed all the same.
+which limit sizes, and of `NO_HUB`, which name what would come from the hub and fit the size to what stands in for it. What
+cannot be run here is in `NOT_RUN`, with the reason; its options are parsed all the same.
 """
 
 import multiprocessing

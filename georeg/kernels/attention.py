@@ -82,8 +82,8 @@ class Attention(Operator):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         y = tall(q, v.shape[2])
-        for start, (q_, y_), (kt_, v_), (p,) in self._blocks(q, k).walk((q, y), (k.mT, v), q, 1):
-            across_(y_, self._weights(p, start, q_, kt_), v_)
+        for _, p, (y_,), (v_,), _ in self._walk((q, k, v), (), (y,), (v,), 0):
+            across_(y_, p, v_)
         return by_rows(y), (by_rows(y),)
 
     def _walk(

@@ -134,13 +134,7 @@ class GroupNorm(Operator):
         return pushed, (pulled,), (dx, dw if wanted[1] else None, db if wanted[2] else None)
 
     def _second(
-        self,
-        c: Tensor,
-        v: Tensor,
-        primals: Sequence[Any],
-        stats: Sequence[Tensor],
-        to: Sequence[Maybe],
-        work: Tensor,
+        self, c: Tensor, v: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], to: Sequence[Maybe], work: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Fill ``to`` (T(v), V(c) and ∂B/∂x, None where not wanted); give ∂B/∂w and ∂B/∂b.
 

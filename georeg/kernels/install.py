@@ -41,6 +41,12 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, Tensor) or (type(value) in (Tensor, nn.Parameter) and value.is_floating_point())
 
 
+def _unchanged(tensor: Tensor) -> Callable[[Tensor], bool]:
+    """Whether another is this very tensor, with nothing written to it since; it is not kept alive."""
+    reference, version = weakref.ref(tensor), tensor._version
+    return lambda other: reference() is other and other._version == version
+
+
 class _Replacing(TorchFunctionMode):
     """Replace operators as they are called, where a derivative can be asked for at all."""
 
@@ -64,8 +70,8 @@ class _Fused(_Replacing):
     """All that this package has a rule for."""
 
     def __init__(self) -> None:
-        self._normalised: tuple[weakref.ref[Tensor], int, tuple[Any, ...]] | None = None
-        self._laid_out: tuple[weakref.ref[Tensor], int, weakref.ref[Tensor]] | None = None
+        self._normalised: tuple[Callable[[Tensor], bool], tuple[Any, ...]] | None = None
+        self._laid_out: tuple[Callable[[Tensor], bool], weakref.ref[Tensor]] | None = None
         super().__init__(
             {
                 nn.functional.conv1d: convolution,
@@ -86,7 +92,7 @@ class _Fused(_Replacing):
         if input.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # autocast runs it in float32 there
             input = input.to(torch.promote_types(input.dtype, torch.float32))
         z = group_norm(input, num_groups, weight, bias, eps)
-        self._normalised = weakref.ref(z), z._version, (input, num_groups, weight, bias, eps)
+        self._normalised = _unchanged(z), (input, num_groups, weight, bias, eps)
         return z
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -96,19 +102,18 @@ class _Fused(_Replacing):
         """
         is_dense = input.layout == torch.strided and not input.is_nested and not input.is_inference()
         if input.ndim > 2 and is_dense and not input.is_contiguous():
-            of, version, copy = self._laid_out or (lambda: None, 0, lambda: None)
-            by_rows = copy() if of() is input and input._version == version else None
+            by_rows = self._laid_out[1]() if self._laid_out and self._laid_out[0](input) else None
             if by_rows is None:
                 by_rows = input.contiguous()
-                self._laid_out = weakref.ref(input), input._version, weakref.ref(by_rows)
+                self._laid_out = _unchanged(input), weakref.ref(by_rows)
             input = by_rows
         return linear(input, weight, bias)
 
     def _silu(self, input: Tensor, inplace: bool = False) -> Tensor:
         """Of a group norm's output: both as one operator, from that norm's input."""
         if self._normalised is not None and not inplace:
-            z, version, arguments = self._normalised
-            if z() is input and input._version == version:
+            is_its_output, arguments = self._normalised
+            if is_its_output(input):
                 return group_norm_silu(*arguments)
         return nn.functional.silu(input, inplace)
 
