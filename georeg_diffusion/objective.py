@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import georeg
-from georeg.kernels import fused, narrow_attention
+from georeg.kernels import first_order, fused
 from georeg.kernels.compiling import as_written
 from georeg.linearize.base import differentiable_attention
 from georeg.moments import Scope
@@ -301,7 +301,7 @@ class IsometricDiffusionLoss(nn.Module):
     def _predict(self, inputs: dict[str, Any]) -> Tensor:
         arguments = dict(inputs)
         sample = arguments.pop("sample")
-        with narrow_attention() if sample.device.type == "cpu" else nullcontext():
+        with first_order() if sample.device.type == "cpu" else nullcontext():
             return predict(self.network, sample, arguments.pop("timestep"), arguments)
 
     def _predict_and_encode(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

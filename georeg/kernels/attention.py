@@ -23,18 +23,17 @@ from torch import Tensor
 from georeg.kernels.blocks import (
     Blocks,
     across_,
-    add_,
     bent_,
-    by_rows,
+    beside,
+    down_,
     filled,
+    laid_out,
     mask_future_,
-    more_,
     put_,
     row_means,
     softmax_,
     spread,
     tall,
-    turned,
     weighed_,
 )
 from georeg.kernels.mode import autocast, in_functorch, is_frugal
@@ -81,10 +80,14 @@ class Attention(Operator):
         return softmax_(mask_future_(p, start) if self.causal else p)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y = tall(q, v.shape[2])
+        y = laid_out(q.shape[1], v)
         for _, p, (y_,), (v_,), _ in self._walk((q, k, v), (), (y,), (v,), 0):
             across_(y_, p, v_)
-        return by_rows(y), (by_rows(y),)
+        return y, (y.clone(),)
+
+    def _room(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For gradients of q, k and v."""
+        return laid_out(q.shape[1], q), tall(k.shape[1], k), tall(v.shape[1], v)
 
     def _walk(
         self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int
@@ -99,14 +102,14 @@ class Attention(Operator):
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         (q, k, v), y, s = primals, stats[-1], self.scale
-        dq, dk, dv = tall(q, q.shape[2]), k.new_empty(k.mT.shape), v.new_empty(v.mT.shape)
+        dq, dk, dv = self._room(q, k, v)
         rows, keys = (-row_means(c, y), q, c, dq), (k, v, dk, dv)
         for start, p, (means_, q_, c_, dq_), (k_, v_, dk_, dv_), (a,) in self._walk(primals, stats, rows, keys, 1):
-            add_(dv_, start, p, c_)
+            down_(dv_, start, p, c_)
             spread(c_, v_, means_, a).mul_(p)
             across_(dq_, a, k_, s)
-            add_(dk_, start, a, q_, s)
-        return by_rows(dq), turned(dk), turned(dv)
+            down_(dk_, start, a, q_, s)
+        return dq, dk, dv
 
     def _moved(self, both_q: Tensor, both_k: Tensor, p: Tensor, out: Tensor) -> Tensor:
         """Ṗ of a block, with Ṡ = s(q̇ kᵀ + q k̇ᵀ) by one matrix product, (q̇, q) by (k, k̇)ᵀ."""
@@ -115,12 +118,12 @@ class Attention(Operator):
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         q, k, v = primals
         tq, tk, tv = filled(tangents, primals)
-        y = tall(q, v.shape[2])
-        rows, keys = (torch.cat([tq, q], -1), y), (torch.cat([k, tk], -1).mT, v, tv)
+        y = laid_out(q.shape[1], v)
+        rows, keys = (beside(tq, q), y), (beside(k, tk).mT, v, tv)
         for _, p, (qs_, y_), (ks_, v_, tv_), (moved,) in self._walk(primals, stats, rows, keys, 1):
             self._moved(qs_, ks_, p, moved)
             across_(across_(y_, p, tv_), moved, v_, beta=1)
-        return by_rows(y)
+        return y
 
     def second(
         self,
@@ -139,12 +142,11 @@ class Attention(Operator):
         """
         (q, k, v), y, s = primals, stats[-1], self.scale
         tq, tk, tv = filled(tangents, primals)
-        width = q.shape[2]
-        gq, gk, gv = tall(q, width), *(t.new_empty(t.shape) for t in (k.mT, v.mT))
-        pushed = tall(q, v.shape[2]) if push else None
-        pq, pk, pv = tall(q, width) if pull else None, *(t.new_empty(t.shape) if pull else None for t in (k.mT, v.mT))
-        rows = (-row_means(c, y), q, c, tq, torch.cat([tq, q], -1), gq, pushed, pq)
-        keys = (k, v, tk, torch.cat([k, tk], -1).mT, tv, tv.mT, gk, gv, pk, pv)
+        pushed = laid_out(q.shape[1], v) if push else None
+        bent = gq, gk, gv = self._room(q, k, v)
+        pulled = pq, pk, pv = self._room(q, k, v) if pull else (None, None, None)
+        rows = (-row_means(c, y), q, c, tq, beside(tq, q), gq, pushed, pq)
+        keys = (k, v, tk, beside(k, tk).mT, tv, tv.mT, gk, gv, pk, pv)
         for start, p, at_rows, at_keys, (a, moved, z) in self._walk(primals, stats, rows, keys, 3):
             means_, q_, c_, tq_, qs_, gq_, pushed_, pq_ = at_rows
             k_, v_, tk_, ks_, tv_, tvt_, gk_, gv_, pk_, pv_ = at_keys
@@ -152,17 +154,16 @@ class Attention(Operator):
             self._moved(qs_, ks_, p, moved)
             if push:
                 across_(across_(pushed_, p, tv_), moved, v_, beta=1)
-            add_(gv_, start, moved, c_)
+            down_(gv_, start, moved, c_)
             bent_(torch.bmm(c_, tvt_, out=z), moved, a, p)
             a.mul_(p)
             across_(across_(gq_, a, tk_, s), z, k_, s, beta=1)
-            more_(add_(gk_, start, a, tq_, s), q_.mT, z, s)
+            down_(down_(gk_, start, a, tq_, s), 1, z, q_, s)
             if pull:
                 across_(pq_, a, k_, s)
-                add_(pk_, start, a, q_, s)
-                add_(pv_, start, p, c_)
-        pushed, pq = (None if t is None else by_rows(t) for t in (pushed, pq))
-        return pushed, (pq, turned(pk), turned(pv)), (by_rows(gq), turned(gk), turned(gv))
+                down_(pk_, start, a, q_, s)
+                down_(pv_, start, p, c_)
+        return pushed, pulled, bent
 
 
 class _Keeping(Attention):
@@ -175,11 +176,11 @@ class _Keeping(Attention):
     is_large: ClassVar[bool] = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, kept = tall(q, v.shape[2]), []
+        y, kept = laid_out(q.shape[1], v), []
         for start, (q_, y_), (kt_, v_), _ in self._blocks(q, k).walk((q, y), (k.mT, v), q, 0):
             kept.append(self._weights(q.new_empty(*q_.shape[:2], k.shape[1]), start, q_, kt_))
             across_(y_, kept[-1], v_)
-        return by_rows(y), (*kept, by_rows(y))
+        return y, (*kept, y.clone())
 
     def _walk(
         self, primals: Sequence[Any], stats: Sequence[Tensor], rows: Sequence[Maybe], keys: Sequence[Maybe], count: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from georeg.kernels.rules import Maybe
 
 NARROW = 16
-"""A product with rows of fewer numbers is taken as its transpose: on a CPU, rows of 8 take four times as long."""
+"""A large matrix times rows of fewer numbers is taken as its transpose: on a CPU, rows of 8 take four times as long."""
 
 
 @dataclass(frozen=True)
@@ -98,41 +97,44 @@ def put_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     return more_(to, a, b, scale, beta=0)
 
 
-def tall(like: Tensor, width: int) -> Tensor:
-    """Memory for ``(N, L, width)``, with the rows of ``like``, for :func:`across_`."""
-    if width >= NARROW:
-        return like.new_empty(len(like), like.shape[1], width)
-    return like.new_empty(len(like), width, like.shape[1]).mT
+def is_tall(tensor: Tensor) -> bool:
+    """Whether ``(N, L, width)`` lies by columns, as features of images do."""
+    return tensor.stride(1) == 1 and tensor.stride(2) != 1
+
+
+def tall(rows: int, like: Tensor) -> Tensor:
+    """Memory for ``(N, rows, width)``, of like's width, by columns. It is no view: forward mode takes none for an output."""
+    size, _, width = like.shape
+    return like.new_empty_strided((size, rows, width), (rows * width, 1, rows))
+
+
+def laid_out(rows: int, like: Tensor) -> Tensor:
+    """The same, laid out as ``like`` is, unless its rows are narrow."""
+    if is_tall(like) or like.shape[2] < NARROW:
+        return tall(rows, like)
+    return like.new_empty(len(like), rows, like.shape[2])
 
 
 def across_(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, beta: int = 0) -> Tensor:
-    """to = beta·to + scale·a b of a large a, into memory from :func:`tall`."""
-    if to.shape[2] >= NARROW:
-        return more_(to, a, b, scale, beta=beta)
-    more_(to.mT, b.mT, a.mT, scale, beta=beta)
-    return to
+    """to = beta·to + scale·a b of a large a, into memory from :func:`laid_out`."""
+    if is_tall(to):
+        more_(to.mT, b.mT, a.mT, scale, beta=beta)
+        return to
+    return more_(to, a, b, scale, beta=beta)
 
 
-def add_(to: Tensor, start: int, matrix: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Add scale·(matrixᵀ right)ᵀ in place, or put it there for the first rows.
+def down_(to: Tensor, start: int, matrix: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Add scale·matrixᵀ right in place, into memory from :func:`tall`, or put it there for the first rows.
 
     Transposed, so that the large factor is read along its rows.
     """
-    return more_(to, right.mT, matrix, scale, beta=1 if start else 0)
+    more_(to.mT, right.mT, matrix, scale, beta=1 if start else 0)
+    return to
 
 
-@overload
-def turned(matrix: Tensor) -> Tensor: ...
-@overload
-def turned(matrix: None) -> None: ...
-def turned(matrix: Maybe) -> Maybe:
-    """matrixᵀ in memory of its own: forward mode takes no view for an output."""
-    return None if matrix is None else by_rows(matrix.mT)
-
-
-def by_rows(matrix: Tensor) -> Tensor:
-    """A copy with contiguous rows."""
-    return matrix.clone(memory_format=torch.contiguous_format)
+def beside(a: Tensor, b: Tensor) -> Tensor:
+    """(a, b), the features of one beside those of the other."""
+    return torch.cat([a.mT, b.mT], 1).mT if is_tall(a) else torch.cat([a, b], -1)
 
 
 def mask_future_(scores: Tensor, first: int) -> Tensor:

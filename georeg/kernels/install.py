@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from georeg.kernels.attention import attention
 from georeg.kernels.convolution import convolution
 from georeg.kernels.group_norm import group_norm, group_norm_silu
-from georeg.kernels.linear import linear
+from georeg.kernels.linear import is_by_channels, linear
 from georeg.kernels.mode import frugal, in_functorch
 
 NARROW_WIDTH, NARROW_KEYS = 8, range(128, 513)
@@ -71,13 +71,12 @@ class _Fused(_Replacing):
 
     def __init__(self) -> None:
         self._normalised: tuple[Callable[[Tensor], bool], tuple[Any, ...]] | None = None
-        self._laid_out: tuple[Callable[[Tensor], bool], weakref.ref[Tensor]] | None = None
         super().__init__(
             {
                 nn.functional.conv1d: convolution,
                 nn.functional.conv2d: convolution,
                 nn.functional.conv3d: convolution,
-                nn.functional.linear: self._linear,
+                nn.functional.linear: linear,
                 nn.functional.group_norm: self._group_norm,
                 nn.functional.silu: self._silu,
                 nn.functional.scaled_dot_product_attention: attention,
@@ -94,20 +93,6 @@ class _Fused(_Replacing):
         z = group_norm(input, num_groups, weight, bias, eps)
         self._normalised = _unchanged(z), (input, num_groups, weight, bias, eps)
         return z
-
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Of what lies by channels, one copy by rows for all layers that read it, as those of q, k and v do.
-
-        Each layer would make its own, and another for each of its derivatives.
-        """
-        is_dense = input.layout == torch.strided and not input.is_nested and not input.is_inference()
-        if input.ndim > 2 and is_dense and not input.is_contiguous():
-            by_rows = self._laid_out[1]() if self._laid_out and self._laid_out[0](input) else None
-            if by_rows is None:
-                by_rows = input.contiguous()
-                self._laid_out = _unchanged(input), weakref.ref(by_rows)
-            input = by_rows
-        return linear(input, weight, bias)
 
     def _silu(self, input: Tensor, inplace: bool = False) -> Tensor:
         """Of a group norm's output: both as one operator, from that norm's input."""
@@ -152,19 +137,25 @@ def _narrow(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
         return attention(query, key, value, *args, **kwargs)
 
 
-def narrow_attention() -> AbstractContextManager[Any]:
-    """Within it, attention on a CPU with heads of at most 8 features is this package's where that is faster.
+def _by_channels(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    is_ours = input.device.type == "cpu" and input.layout == torch.strided and not input.is_nested and is_by_channels(input)
+    return (linear if is_ours else nn.functional.linear)(input, weight, bias)
 
-    That is with 128 to 512 keys; diffusers' U-Nets have heads of 8 unless told otherwise. For what is differentiated once;
-    :func:`fused` is for what is differentiated twice, and keeps more. What is left to torch there is left to it here.
+
+def first_order() -> AbstractContextManager[Any]:
+    """Within it, this package's operators are used where they are faster than torch's for a single derivative, on a CPU.
+
+    They are attention with heads of at most 8 features and 128 to 512 keys (diffusers' U-Nets have heads of 8 unless told
+    otherwise), and large linear layers of what lies by channels, as an image's pixels do. :func:`fused` is for what is
+    differentiated twice, and keeps more. What is left to torch there is left to it here.
 
     Example:
         >>> import torch
-        >>> from georeg.kernels import narrow_attention
+        >>> from georeg.kernels import first_order
         >>> q = torch.randn(2, 4, 128, 8, requires_grad=True)
-        >>> with narrow_attention():
+        >>> with first_order():
         ...     y = torch.nn.functional.scaled_dot_product_attention(q, q, q)
         >>> torch.allclose(y, torch.nn.functional.scaled_dot_product_attention(q, q, q), atol=1e-5)
         True
     """
-    return _Replacing({nn.functional.scaled_dot_product_attention: _narrow})
+    return _Replacing({nn.functional.scaled_dot_product_attention: _narrow, nn.functional.linear: _by_channels})

@@ -1,7 +1,10 @@
-"""The linear layer, for the one pass of the domain side that it need not make.
+"""The linear layer, for the pass that it need not make and the copies that it need not take.
 
 J v without a Jᵀu before it takes the graph of Jᵀu at u = 0 (:mod:`georeg.linearize.reverse`). The rules of this package
 know that all its products are zero; torch's matrix products compute them.
+
+The pixels of an image as a sequence, ``(B, L, C)``, lie in memory by channels, ``(B, C, L)``. Torch copies them by rows, for
+each layer and each derivative; here the product is taken from the left, wxᵀ, and its result lies as x does.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from georeg.kernels.mode import autocast
+from georeg.kernels.mode import autocast, in_functorch
 from georeg.kernels.rules import Maybe, Operator
 
 LEAST_WORK = 2**24
@@ -31,19 +34,20 @@ class _Linear(Operator):
         return nn.functional.linear(x, w, b)
 
     def forward(self, x: Tensor, w: Tensor, b: Maybe) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return nn.functional.linear(x, w, b), ()
+        return _product(x, w, b), ()
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         x, w, _ = primals
-        db = c.flatten(0, -2).sum(0) if wanted[2] else None
-        return c @ w if wanted[0] else None, self._outer(c, x) if wanted[1] else None, db
+        c = _laid_out_like(c, x)
+        db = c.sum(tuple(range(c.ndim - 1))) if wanted[2] else None
+        return _product(c, w.mT) if wanted[0] else None, _outer(c, x) if wanted[1] else None, db
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (v,) = tangents
         assert v is not None  # the only point
-        return nn.functional.linear(v, primals[1])
+        return _product(v, primals[1])
 
     def second(
         self,
@@ -59,15 +63,50 @@ class _Linear(Operator):
         """∂B/∂w = cᵀ v, and nothing for x and b."""
         (v,) = tangents
         assert v is not None  # the only point
+        c = _laid_out_like(c, v)
         pushed = self.pushforward(tangents, primals, stats) if push else None
-        return pushed, (c @ primals[1] if pull else None,), (None, self._outer(c, v) if wanted[1] else None, None)
+        return pushed, (_product(c, primals[1].mT) if pull else None,), (None, _outer(c, v) if wanted[1] else None, None)
 
-    def _outer(self, c: Tensor, x: Tensor) -> Tensor:
-        return c.flatten(0, -2).mT @ x.flatten(0, -2)
+
+def is_by_channels(x: Tensor) -> bool:
+    """Whether x ``(B, ..., C)`` lies in memory as ``(B, C, ...)`` does."""
+    return x.ndim > 2 and not x.is_contiguous() and x.movedim(-1, 1).is_contiguous()
+
+
+def _columns(x: Tensor) -> Tensor:
+    """``(B, C, L)``, a view of x that lies by channels."""
+    return x.movedim(-1, 1).flatten(2)
+
+
+def _laid_out_like(c: Tensor, x: Tensor) -> Tensor:
+    return c.movedim(-1, 1).contiguous().movedim(1, -1) if is_by_channels(x) else c.contiguous()
+
+
+def _product(x: Tensor, w: Tensor, b: Maybe = None) -> Tensor:
+    """x wᵀ + b, laid out as x is."""
+    if not is_by_channels(x) or in_functorch():  # vmap, over weights, knows no out=
+        return nn.functional.linear(x, w, b)
+    length, width = x.stride(-1), len(w)
+    y = x.new_empty_strided((*x.shape[:-1], width), (length * width, *x.stride()[1:]))
+    weights = w.expand(len(x), *w.shape)
+    if b is None:
+        torch.bmm(weights, _columns(x), out=_columns(y))
+    else:
+        torch.baddbmm(b.unsqueeze(1), weights, _columns(x), out=_columns(y))
+    return y
+
+
+def _outer(c: Tensor, x: Tensor) -> Tensor:
+    """cᵀ x, summed over the batch, of two that are laid out alike."""
+    if is_by_channels(x):
+        return torch.bmm(_columns(c), _columns(x).mT).sum(0)
+    return c.flatten(0, -2).mT @ x.flatten(0, -2)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, whose pullback at zero costs nothing; small products are left to torch.
+
+    Of an input that lies by channels, as the transpose of ``(B, in, L)`` does, the output does too, and nothing is copied.
 
     Args:
         input: x ``(B, ..., in)``.

@@ -19,17 +19,19 @@ from torch import Tensor
 
 from georeg.kernels.blocks import (
     Blocks,
-    add_,
+    across_,
     bent_,
+    beside,
     centred_,
+    down_,
     filled,
+    laid_out,
     mask_future_,
-    more_,
     put_,
     row_means,
     softmax_,
     spread,
-    turned,
+    tall,
 )
 from georeg.kernels.rules import Maybe, Operator
 
@@ -57,11 +59,12 @@ class Scores(Operator):
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         q, k = primals
-        return self._product(c, k), turned(self._product(q.mT, c))
+        dq, dk = laid_out(q.shape[1], q), tall(k.shape[1], k)
+        return across_(dq, c, k, self.scale), down_(dk, 0, c, q, self.scale)
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (q, k), (tq, tk) = primals, filled(tangents, primals)
-        return self._product(torch.cat([tq, q], -1), torch.cat([k, tk], -1).mT)
+        return self._product(beside(tq, q), beside(k, tk).mT)
 
     def second(
         self,
@@ -80,7 +83,7 @@ class Scores(Operator):
         if not pull:
             return pushed, (None, None), self.pullback(c, moving, stats, wanted)
         # Side by side, so that c is read once.
-        sides = [torch.cat(pair, -1) for pair in zip(primals, moving, strict=True)]
+        sides = [beside(*pair) for pair in zip(primals, moving, strict=True)]
         toward_q, toward_k = (t.chunk(2, -1) for t in self.pullback(c, sides, stats, wanted) if t is not None)
         return pushed, (toward_q[0], toward_k[0]), (toward_q[1], toward_k[1])
 
@@ -123,29 +126,29 @@ class Weighting(Operator):
         return Blocks.of(self.block_bytes, scores, scores.shape[2])
 
     def forward(self, scores: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y = v.new_empty(*scores.shape[:2], v.shape[2])
+        y = laid_out(scores.shape[1], v)
         for _, p, (y_,), (v_,), _ in self._walk(scores, (y,), (v,), 0):
-            put_(y_, p, v_)
+            across_(y_, p, v_)
         return y, (y.clone(),)
 
     def pullback(
         self, c: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Maybe, ...]:
         scores, v = primals
-        toward, dv = (t.new_empty(t.shape) for t in (scores, v.mT))
+        toward, dv = scores.new_empty(scores.shape), tall(v.shape[1], v)
         rows = (c, -row_means(c, stats[0]), toward)
         for start, p, (c_, means_, toward_), (v_, dv_), _ in self._walk(scores, rows, (v, dv), 0):
-            add_(dv_, start, p, c_)
+            down_(dv_, start, p, c_)
             spread(c_, v_, means_, toward_).mul_(p)
-        return toward, turned(dv)
+        return toward, dv
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         scores, v = primals
         moving, tv = filled(tangents, primals)
-        y = v.new_empty(*scores.shape[:2], v.shape[2])
+        y = laid_out(scores.shape[1], v)
         for _, p, (moving_, y_), (v_, tv_), (moved,) in self._walk(scores, (moving, y), (v, tv), 1):
             centred_(torch.mul(moving_, p, out=moved), p)
-            more_(put_(y_, p, tv_), moved, v_)
+            across_(across_(y_, p, tv_), moved, v_, beta=1)
         return y
 
     def second(
@@ -162,19 +165,19 @@ class Weighting(Operator):
         """∂B/∂S = Z, and ∂B/∂v = Ṗᵀc."""
         scores, v = primals
         moving, tv = filled(tangents, primals)
-        gs, gv = (t.new_empty(t.shape) for t in (scores, v.mT))
-        pushed = c.new_empty(c.shape) if push else None
-        ps, pv = (t.new_empty(t.shape) if pull else None for t in (scores, v.mT))
+        gs, gv = scores.new_empty(scores.shape), tall(v.shape[1], v)
+        pushed = laid_out(scores.shape[1], v) if push else None
+        ps, pv = (scores.new_empty(scores.shape), tall(v.shape[1], v)) if pull else (None, None)
         rows, keys = (moving, c, -row_means(c, stats[0]), gs, pushed, ps), (v, tv, tv.mT, gv, pv)
         for start, p, by_rows, (v_, tv_, tvt_, gv_, pv_), (a, moved, z) in self._walk(scores, rows, keys, 3):
             moving_, c_, means_, gs_, pushed_, ps_ = by_rows
             spread(c_, v_, means_, a)
             centred_(torch.mul(moving_, p, out=moved), p)
             if push:
-                more_(put_(pushed_, p, tv_), moved, v_)
+                across_(across_(pushed_, p, tv_), moved, v_, beta=1)
             if pull:
                 torch.mul(a, p, out=ps_)
-                add_(pv_, start, p, c_)
-            add_(gv_, start, moved, c_)
+                down_(pv_, start, p, c_)
+            down_(gv_, start, moved, c_)
             bent_(torch.bmm(c_, tvt_, out=z), moved, a, p, gs_)
-        return pushed, (ps, turned(pv)), (gs, turned(gv))
+        return pushed, (ps, pv), (gs, gv)

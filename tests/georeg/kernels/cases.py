@@ -1,6 +1,7 @@
 """What the tests of all kernels share: derivatives of an operator as the isometry loss takes them, and what is kept."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from georeg.kernels.mode import products_only
@@ -36,3 +37,22 @@ def flops(run):
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+class _Copies(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            self.elements += out.numel()
+        return out
+
+
+def copied(run):
+    """Elements that are copied while run() runs."""
+    with _Copies() as copies:
+        run()
+    return copies.elements

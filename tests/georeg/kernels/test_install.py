@@ -5,14 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import georeg
-from georeg.kernels import fused, narrow_attention
+from georeg.kernels import attention, first_order, fused, linear
+from georeg.kernels.mode import products_only
 from georeg.linearize import linearize_graph
 from georeg.linearize.forward import _ContiguousGroupNorm
+
+from .cases import copied
 
 
 class Block(nn.Module):
@@ -103,7 +105,7 @@ def test_narrow_attention_is_ours_where_torchs_is_slow(shape, is_ours):
     query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3))
     attend = F.scaled_dot_product_attention
     expected = attend(query, key, value, is_causal=True, scale=0.3)
-    with narrow_attention():
+    with first_order():
         y = attend(query, key, value=value, is_causal=True, scale=0.3)
         convolved = F.conv2d(query, query[:1, :, :3, :3])
     assert ("_ValueBackward" in names(y)) == is_ours
@@ -116,14 +118,14 @@ def test_narrow_attention_is_ours_where_torchs_is_slow(shape, is_ours):
 def test_narrow_attention_keeps_nothing_that_it_can_compute_again():
     query = torch.randn(1, 2, 128, 8, requires_grad=True)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda _: None), narrow_attention():
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda _: None), first_order():
         F.scaled_dot_product_attention(query, query, query)
     assert max(kept) <= query.numel()
 
 
-def test_narrow_attention_around_fused_and_without_gradients(block):
+def test_first_order_around_fused_and_without_gradients(block):
     query = torch.randn(1, 2, 128, 8)
-    with narrow_attention():
+    with first_order():
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             F.scaled_dot_product_attention(query, query, query)
         assert counter.get_total_flops() == 0, "torch's fused kernel, which it does not count, and no products of ours"
@@ -253,25 +255,64 @@ def test_a_silu_behind_a_changed_norm_is_torchs():
     torch.testing.assert_close(found, expected)
 
 
-def copies(f):
-    with profile() as seen:
-        f()
-    return sum(event.name == "aten::clone" for event in seen.events())
+class OverPixels(nn.Module):
+    """Attention over the pixels of an image, as a U-Net has it."""
+
+    def __init__(self, channels, heads):
+        super().__init__()
+        self.heads, self.norm = heads, nn.GroupNorm(2, channels)
+        self.projections = nn.ModuleList(nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, x):
+        pixels = self.norm(x).flatten(2).mT
+        q, k, v = (p(pixels).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in self.projections[:3])
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.projections[3](y).mT.unflatten(2, x.shape[2:])
 
 
-def test_layers_that_read_the_same_columns_share_one_copy_by_rows():
+@pytest.mark.parametrize(
+    ("kept", "copies"), [((2, 32), 7), ((10**6, 32), 3), ((10**6, 0), 3)], ids=["kept", "P kept", "recomputed"]
+)
+def test_attention_copies_no_pixels_to_lay_them_out(kept, copies, monkeypatch):
+    """Only u here, y, which the rule keeps for itself, and a result of the norm; products of S side by side are taken
+    apart. What all that computes is torch's."""
+    monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    for name, value in zip(("WIDTH", "LENGTH"), kept, strict=True):
+        monkeypatch.setattr(attention, name, value)
     torch.manual_seed(0)
-    layers = [nn.Linear(3, 5).double() for _ in range(3)]
-    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    block = OverPixels(8, 2).double()
+    x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    u, c = torch.randn(2, *x.shape, dtype=x.dtype)
+    parameters, found = list(block.parameters()), []
 
-    def project(columns):
-        return sum(layer(columns).square() for layer in layers)
+    def step():
+        y = block(x)
+        along = u.clone().requires_grad_()
+        with products_only():
+            (g,) = torch.autograd.grad(y, x, along, create_graph=True)
+        with products_only(cotangents=True):
+            (q,) = torch.autograd.grad(g, along, g, create_graph=True)
+        found.append(torch.autograd.grad((y, g, q), [x, *parameters], (c, c, c)))
 
-    expected = torch.autograd.grad(project(x.mT).sum(), x)[0]
+    with sdpa_kernel(SDPBackend.MATH):
+        step()
     with fused():
-        found = torch.autograd.grad(project(x.mT).sum(), x)[0]
-        assert copies(lambda: project(x.mT)) == 1
-    torch.testing.assert_close(found, expected)
+        assert copied(step) == copies * x.numel()
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", ["by channels", "by rows"])
+def test_first_order_leaves_pixels_as_they_lie(layout, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    layer, x = nn.Linear(3, 5), torch.randn(2, 3, 4).mT.requires_grad_()
+    is_ours = layout == "by channels"
+    if not is_ours:
+        x = x.detach().contiguous().requires_grad_()
+    expected = torch.autograd.grad(layer(x).square().sum(), (x, layer.weight))
+    with first_order():
+        y = layer(x)
+    assert ("_ValueBackward" in names(y)) == y.mT.is_contiguous() == is_ours
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), (x, layer.weight)), expected)
 
 
 def test_a_layer_behind_a_change_in_place_reads_the_changed_values():

@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import georeg
 from georeg.kernels import linear as module
 from georeg.kernels.linear import linear
+from georeg.kernels.mode import products_only
 
-from .cases import flops, third
+from .cases import copied, flops, third
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +19,19 @@ def any_size(monkeypatch):
     monkeypatch.setattr(module, "LEAST_WORK", 0)
 
 
-def tensors(*, leading=(2, 5), dtype=torch.float64):
+def by_channels(x):
+    """The same values, in memory as (B, C, ...)."""
+    return x.movedim(-1, 1).contiguous().movedim(1, -1)
+
+
+LAYOUTS = {"by rows": torch.clone, "by channels": by_channels}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def tensors(*, leading=(2, 5), dtype=torch.float64, layout=torch.clone):
     torch.manual_seed(0)
-    return tuple(torch.randn(s, dtype=dtype, requires_grad=True) for s in ((*leading, 3), (4, 3), (4,)))
+    x, *parameters = (torch.randn(s, dtype=dtype, requires_grad=True) for s in ((*leading, 3), (4, 3), (4,)))
+    return layout(x.detach()).requires_grad_(), *parameters
 
 
 def curved(op, x, *parameters):
@@ -28,26 +39,71 @@ def curved(op, x, *parameters):
     return op(op(x, *parameters).tanh(), parameters[0].mT)
 
 
-@pytest.mark.parametrize("leading", [(2,), (2, 5), (2, 3, 2)])
-def test_values_and_two_derivatives(leading):
-    inputs = tensors(leading=leading)
-    torch.testing.assert_close(linear(*inputs), F.linear(*inputs), rtol=0, atol=0)
+@each_layout
+@pytest.mark.parametrize("leading", [(2,), (2, 5), (2, 3, 2), (1, 1), (2, 1, 4), (0, 5)])
+def test_values_and_two_derivatives(leading, layout):
+    inputs = tensors(leading=leading, layout=layout)
+    torch.testing.assert_close(linear(*inputs), F.linear(*inputs), rtol=1e-14, atol=1e-14)
     assert type(linear(*inputs).grad_fn).__name__ == "_ValueBackward"
     assert gradcheck(linear, inputs, check_forward_ad=True)
     assert gradgradcheck(linear, inputs, check_fwd_over_rev=True)
 
 
+@each_layout
 @pytest.mark.parametrize("through_modes", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_the_third_derivative(through_modes, has_bias):
-    x, *parameters = tensors()[: 2 + has_bias]
+def test_the_third_derivative(through_modes, has_bias, layout):
+    x, *parameters = tensors(layout=layout)[: 2 + has_bias]
     found = third(lambda p: curved(linear, p, *parameters), x, parameters, through_modes=through_modes)
     expected = third(lambda p: curved(F.linear, p, *parameters), x, parameters, through_modes=False)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_functorch():
-    x, w, b = tensors()
+@pytest.mark.parametrize("leading", [(2, 5), (2, 3, 2)])
+def test_what_lies_by_channels_stays_so_and_is_not_copied(leading):
+    x, w, b = tensors(leading=leading, layout=by_channels)
+    u, c = (by_channels(torch.randn(*leading, 4, dtype=x.dtype)).requires_grad_() for _ in range(2))
+    v = by_channels(torch.randn(*leading, 3, dtype=x.dtype))
+    found = []
+
+    def step():
+        y = linear(x, w, b)
+        with products_only():
+            (g,) = torch.autograd.grad(y, x, u, create_graph=True)
+        with products_only(cotangents=True):
+            (q,) = torch.autograd.grad(g, u, v, create_graph=True)
+        found.extend((y, g, q, *torch.autograd.grad((y, g, q), (x, w, b), (c, v, c))))
+
+    assert copied(step) == 0
+    y, g, q, dx, *_ = found
+    assert all(t.movedim(-1, 1).is_contiguous() for t in (y, g, q, dx))
+    with torch.autograd.forward_ad.dual_level():
+        pushed = linear(torch.autograd.forward_ad.make_dual(x, v), w, b)
+        tangent = torch.autograd.forward_ad.unpack_dual(pushed).tangent
+    assert tangent.movedim(-1, 1).is_contiguous()
+
+
+def test_a_cotangent_in_another_layout():
+    for layout, others in ((torch.clone, by_channels), (by_channels, torch.clone)):
+        inputs = tensors(layout=layout)
+        c = others(torch.randn(2, 5, 4, dtype=torch.float64))
+        found, expected = (torch.autograd.grad(op(*inputs), inputs, c) for op in (linear, F.linear))
+        torch.testing.assert_close(found, expected)
+
+
+@each_layout
+def test_half_precision(layout):
+    x, w, b = (t.detach().bfloat16().requires_grad_() for t in tensors(layout=layout))
+    exact = F.linear(x.double(), w.double(), b.double())
+    y = linear(x, w, b)
+    assert y.dtype == torch.bfloat16
+    assert (y - exact).abs().max() <= torch.finfo(torch.bfloat16).eps * exact.abs().max()
+    assert [g.dtype for g in torch.autograd.grad(y.sum(), (x, w, b))] == [torch.bfloat16] * 3
+
+
+@each_layout
+def test_functorch(layout):
+    x, w, b = tensors(layout=layout)
     v = torch.randn(3, *x.shape, dtype=x.dtype)
 
     def pushed(op, w):
