@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import georeg
 from georeg.kernels import attention as module
+from georeg.kernels import blocks
 from georeg.kernels.attention import attention
 from georeg.kernels.mode import frugal, products_only
 
@@ -46,10 +47,21 @@ def of_one(op, **options):
     return lambda x: op(*x.chunk(3, dim=-1), **options)
 
 
+def lies(monkeypatch, layout):
+    """Features by rows or by columns; of rows as narrow and as wide ones, which are not taken by columns."""
+    monkeypatch.setattr(blocks, "NARROW", 1 if layout == "by wide rows" else 16)
+    return (lambda t: t.mT.contiguous().mT) if layout == "by columns" else torch.clone
+
+
+each_layout = pytest.mark.parametrize("layout", ["by rows", "by wide rows", "by columns"])
+
+
+@each_layout
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_values_and_two_derivatives(options, block):
-    inputs = tensors()
+def test_values_and_two_derivatives(options, block, layout, monkeypatch):
+    lay = lies(monkeypatch, layout)
+    inputs = [lay(t.detach()).requires_grad_() for t in tensors()]
 
     def f(*a):
         return attention(*a, **options, block_bytes=block)
@@ -59,12 +71,13 @@ def test_values_and_two_derivatives(options, block):
     assert gradgradcheck(f, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
+@each_layout
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("through_modes", [True, False])
-def test_the_third_derivative(options, block, through_modes):
+def test_the_third_derivative(options, block, through_modes, layout, monkeypatch):
     torch.manual_seed(1)
-    x = torch.randn(2, 2, 5, 9, dtype=torch.float64, requires_grad=True)
+    x = lies(monkeypatch, layout)(torch.randn(2, 2, 5, 9, dtype=torch.float64)).requires_grad_()
     found = third(of_one(attention, **options, block_bytes=block), x, [], through_modes=through_modes)
     expected = third(of_one(by_torch, **options), x, [], through_modes=False)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
@@ -143,6 +156,21 @@ def test_what_goes_to_the_mathematical_form():
     torch.testing.assert_close(attention(q, *few), by_torch(q, *few))  # heads that broadcast
     for value in (few[1], v[0], v[0, 0]):  # the values alone
         torch.testing.assert_close(attention(q, k, value), by_torch(q, k, value))
+
+
+@each_layout
+@pytest.mark.parametrize("width", [8, 32])
+def test_derivatives_lie_as_their_points_do(layout, width, monkeypatch):
+    lay = lies(monkeypatch, layout)
+    q, k, v = (lay(torch.randn(2, 6, width)).requires_grad_() for _ in range(3))
+    y = attention(q, k, v)
+    u = lay(torch.randn(2, 6, width)).requires_grad_()
+    with products_only():
+        g = torch.autograd.grad(y, q, u, create_graph=True)[0]
+    with products_only(cotangents=True):
+        pushed = torch.autograd.grad(g, u, lay(torch.randn(2, 6, width)), create_graph=True)[0]
+    for t in (y, g, pushed):
+        assert blocks.is_tall(t) == (layout == "by columns" or (layout == "by rows" and width < 16))
 
 
 def test_any_layout():

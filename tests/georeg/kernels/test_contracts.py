@@ -15,9 +15,11 @@ KERNEL, MATRIX = torch.randn(4, 4, 3, 3, dtype=torch.float64), torch.randn(4, 4,
 OPERATORS = {
     "convolution": lambda x: F.conv2d(x, KERNEL.requires_grad_()),
     "linear": lambda x: F.linear(x, MATRIX.requires_grad_()),
+    "linear by channels": lambda x: F.linear(x.movedim(1, -1), MATRIX.requires_grad_()),
     "norm": lambda x: F.group_norm(x, 2),
     "norm and SiLU": lambda x: F.silu(F.group_norm(x, 2)),
     "attention": lambda x: F.scaled_dot_product_attention(x, x.flip(-1), 2 * x),
+    "attention by columns": lambda x: F.scaled_dot_product_attention(x.mT, x.mT, 2 * x.mT),
 }
 every = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
