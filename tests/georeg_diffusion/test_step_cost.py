@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import georeg
-from benchmarks.step_cost import cost_table, switched, under, without_triton
+from benchmarks.step_cost import cost_table, quotient, show, switched, trained, under, without_triton
 from georeg.kernels.triton.support import SWITCH
 from georeg_diffusion import HSpace, IsometricDiffusionLoss
 from georeg_diffusion._compat import diffusers
@@ -64,6 +64,23 @@ def test_peak_over_a_plain_step():
 def test_the_peak_with_attention_matrices_that_are_kept():
     table = cost_table("ldm_celebahq", batch=1, repeats=0, device="meta", num_probes=1, only=["plain", "ours"])
     assert table["ours"]["peak_bytes"] <= 2.4 * table["plain"]["peak_bytes"]
+
+
+def test_a_quotient_of_turns(capsys):
+    assert quotient([2.0, 4.0, 9.0, 8.0, 5.0], [1.0, 1.0, 3.0, 1.0, 1.0]) == (4.0, 3.0, 5.0)
+    row = {"work": 1e9, "peak_bytes": 2**20, "seconds": 1.0}
+    show({"plain": row, "ours": row | {"times": [1.0, 2.0, 3.0]}, "published": row | {"times": [2.0, 6.0, 12.0]}})
+    assert "published ÷ ours: 3.00, quartiles 2.50 and 3.50 of 3 turns" in capsys.readouterr().out
+    show({"plain": row | {"times": [1.0, 2.0]}})
+    assert "÷" not in capsys.readouterr().out
+
+
+def test_a_timed_step_begins_without_gradients():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    run = trained(lambda: layer(torch.ones(1, 1)).sum(), layer)
+    for _ in range(2):
+        run()
+    assert layer.weight.grad.item() == 1
 
 
 def test_the_peak_is_that_of_the_storages_alive():
