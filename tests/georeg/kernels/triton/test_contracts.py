@@ -27,10 +27,10 @@ def width():
     return attention.RECOMPUTED
 
 
-def test_attentions_third_derivative():
+def test_attentions_third_derivative(monkeypatch):
     assert is_used(attention.tensors()[0])
-    attention.test_the_third_derivative({"is_causal": True}, None, True)
-    attention.test_the_third_derivative({}, None, False)
+    attention.test_the_third_derivative({"is_causal": True}, None, True, "by rows", monkeypatch)
+    attention.test_the_third_derivative({}, None, False, "by columns", monkeypatch)
 
 
 def test_group_norms_two_derivatives():
