@@ -87,9 +87,9 @@ def trained(step: Step, network: torch.nn.Module) -> Callable[[], None]:
     return run
 
 
-def quotient(over: list[float], under: list[float]) -> tuple[float, float, float]:
+def quotient(dividend: list[float], divisor: list[float]) -> tuple[float, float, float]:
     """Median and quartiles of a quotient of times taken in turns."""
-    lower, median, upper = statistics.quantiles([a / b for a, b in zip(over, under, strict=True)], method="inclusive")
+    lower, median, upper = statistics.quantiles([a / b for a, b in zip(dividend, divisor, strict=True)], method="inclusive")
     return median, lower, upper
 
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from georeg.kernels.attention import attention
 from georeg.kernels.convolution import convolution
 from georeg.kernels.group_norm import group_norm, group_norm_silu
-from georeg.kernels.linear import is_by_channels, linear
+from georeg.kernels.linear import is_by_channels, is_dense, linear
 from georeg.kernels.mode import frugal, in_functorch
 
 NARROW_WIDTH, NARROW_KEYS = 8, range(128, 513)
@@ -138,7 +138,7 @@ def _narrow(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 
 
 def _by_channels(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    is_ours = input.device.type == "cpu" and input.layout == torch.strided and not input.is_nested and is_by_channels(input)
+    is_ours = input.device.type == "cpu" and is_dense(input) and is_by_channels(input)
     return (linear if is_ours else nn.functional.linear)(input, weight, bias)
 
 

@@ -68,6 +68,11 @@ class _Linear(Operator):
         return pushed, (_product(c, primals[1].mT) if pull else None,), (None, _outer(c, v) if wanted[1] else None, None)
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether x has strides at all."""
+    return x.layout == torch.strided and not x.is_nested
+
+
 def is_by_channels(x: Tensor) -> bool:
     """Whether x ``(B, ..., C)`` lies in memory as ``(B, C, ...)`` does."""
     return x.ndim > 2 and not x.is_contiguous() and x.movedim(-1, 1).is_contiguous()
@@ -123,9 +128,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
         True
     """
-    tensors = [t for t in (input, weight, bias) if t is not None]
-    is_dense = all(t.layout == torch.strided and not t.is_nested for t in tensors)
-    if not is_dense or input.ndim < 2 or weight.ndim != 2 or input.numel() * len(weight) < LEAST_WORK:
+    have_strides = all(is_dense(t) for t in (input, weight, bias) if t is not None)
+    if not have_strides or input.ndim < 2 or weight.ndim != 2 or input.numel() * len(weight) < LEAST_WORK:
         return nn.functional.linear(input, weight, bias)
     operator: Operator = _Linear()
     return operator(*autocast(input, weight, bias))

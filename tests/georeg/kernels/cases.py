@@ -7,14 +7,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from georeg.kernels.mode import products_only
 
 
-def third(op, point, parameters, *, through_modes=True):
-    """∂(τ₁ + τ₂)/∂(point, parameters) of y = op(point) by one fixed probe; with or without the modes of the engine."""
+def products(op, point, u=None, v=None, *, through_modes=True):
+    """y = op(point), g = Jᵀu of a fixed probe and q = J v of g, unless others are given, with their graphs; with or without
+    the modes of the engine."""
     y = op(point)
-    u = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape).requires_grad_()
+    if u is None:
+        u = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape).requires_grad_()
     with products_only() if through_modes else torch.enable_grad():
         (g,) = torch.autograd.grad(y, point, u, create_graph=True)
     with products_only(cotangents=True) if through_modes else torch.enable_grad():
-        (q,) = torch.autograd.grad(g, u, g, create_graph=True)
+        (q,) = torch.autograd.grad(g, u, g if v is None else v, create_graph=True)
+    return y, g, q
+
+
+def third(op, point, parameters, *, through_modes=True):
+    """∂(τ₁ + τ₂)/∂(point, parameters) of y = op(point) by one fixed probe; with or without the modes of the engine."""
+    _, g, q = products(op, point, through_modes=through_modes)
     return torch.autograd.grad(q.square().sum() + g.square().sum(), [point, *parameters], materialize_grads=True)
 
 

@@ -10,11 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import georeg
 from georeg.kernels import attention, first_order, fused, linear
-from georeg.kernels.mode import products_only
 from georeg.linearize import linearize_graph
 from georeg.linearize.forward import _ContiguousGroupNorm
 
-from .cases import copied
+from .cases import copied, products
 
 
 class Block(nn.Module):
@@ -286,13 +285,7 @@ def test_attention_copies_no_pixels_to_lay_them_out(kept, copies, monkeypatch):
     parameters, found = list(block.parameters()), []
 
     def step():
-        y = block(x)
-        along = u.clone().requires_grad_()
-        with products_only():
-            (g,) = torch.autograd.grad(y, x, along, create_graph=True)
-        with products_only(cotangents=True):
-            (q,) = torch.autograd.grad(g, along, g, create_graph=True)
-        found.append(torch.autograd.grad((y, g, q), [x, *parameters], (c, c, c)))
+        found.append(torch.autograd.grad(products(block, x, u.clone().requires_grad_()), [x, *parameters], (c, c, c)))
 
     with sdpa_kernel(SDPBackend.MATH):
         step()
