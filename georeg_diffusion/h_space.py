@@ -31,7 +31,7 @@ _fused = Shared(fused)
 @contextmanager
 def _as_written(network: nn.Module) -> Iterator[None]:
     """Let what torch.compile has compiled run as it was written, and checkpointed blocks run again as they first did."""
-    is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in network.modules())
+    is_compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in network.modules())
     with uncompiled() if is_compiled else nullcontext(), same_attention_when_recomputed(network):
         yield
 

@@ -24,6 +24,9 @@ from georeg.kernels.triton import is_used
 
 aten = torch.ops.aten
 
+Sizes = tuple[int, int, int]
+"""Of a batch, its channels and its space."""
+
 CACHE_BYTES = 2**20
 """On a CPU the second-order rule works through a batch in parts of this size for each thread, which stay in its cache."""
 
@@ -53,35 +56,29 @@ class GroupNorm(Operator):
         return silu(z) if self.has_silu else z, (mean, rho)
 
     def _normalised(self, x: Tensor, w: Maybe, b: Maybe) -> tuple[Tensor, Tensor, Tensor]:
-        size, channels = x.shape[:2]
-        arguments = (size, channels, x.shape[2:].numel(), self.groups, self.eps)
-        return aten.native_group_norm(x, w, b, *arguments)
+        return aten.native_group_norm(x, w, b, *_sizes(x), self.groups, self.eps)
 
     def _projected(
-        self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, sums: bool = False
+        self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe, sizes: Sizes, *, sums: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """ρ Π (w v); with ``sums`` also Σ v x̂ and Σ v over batch and space, ``(C,)``."""
-        size, channels = x.shape[:2]
-        weight = x.new_ones(channels) if sums and w is None else w
-        shape = (size, channels, x.shape[2:].numel(), self.groups)
-        return aten.native_group_norm_backward(v, x, *stats, weight, *shape, [True, sums, sums])
+        weight = x.new_ones(sizes[1]) if sums and w is None else w
+        return aten.native_group_norm_backward(v, x, *stats, weight, *sizes, self.groups, [True, sums, sums])
 
     def _by_sample(
         self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, dx: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """ρ Π (w v) if ``dx``, and Σ v x̂ and Σ v over the space, ``(B, C)``.
+        """Of what :meth:`_grouped` gives, ρ Π (w v) if ``dx``, and Σ v x̂ and Σ v over the space, ``(B, G, C / G)``.
 
         PyTorch's kernel sums over the batch too; so the batch is presented to it as one sample with more groups.
         """
-        size, channels = x.shape[:2]
-        at = (1, size * channels, -1)
-        weight = x.new_ones(size * channels) if w is None or not dx else w.repeat(size)
-        mean, rho = (s.view(1, -1) for s in stats)
-        shape = (1, size * channels, x.shape[2:].numel(), size * self.groups)
+        size, groups, width, space = x.shape
+        channels = size * groups * width
+        weight = x.new_ones(channels) if w is None or not dx else torch.cat([w] * size)
         found, along_x, along_1 = aten.native_group_norm_backward(
-            v.view(at), x.view(at), mean, rho, weight, *shape, [dx, True, True]
+            v, x, *stats, weight, 1, channels, space, size * groups, [dx, True, True]
         )
-        return found.view(x.shape) if dx else found, along_x.view(size, channels), along_1.view(size, channels)
+        return found, along_x.view(size, groups, width), along_1.view(size, groups, width)
 
     def _slope(self, c: Tensor, x: Tensor, w: Maybe, b: Maybe) -> Tensor:
         """φ′(z) c."""
@@ -92,13 +89,13 @@ class GroupNorm(Operator):
     ) -> tuple[Maybe, ...]:
         x, w, b = primals
         slope = self._slope(c.contiguous(), x, w, b)
-        dx, dw, db = self._projected(slope, x, stats, w, sums=wanted[1] or wanted[2])
+        dx, dw, db = self._projected(slope, x, stats, w, _sizes(x), sums=wanted[1] or wanted[2])
         return dx, dw if wanted[1] else None, db if wanted[2] else None
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (v,), (x, w, b) = tangents, primals
         assert v is not None  # the only point
-        p = self._projected(v.contiguous(), x, stats)[0]
+        p = self._projected(v.contiguous(), x, stats, None, _sizes(x))[0]
         return self._slope(p if w is None else p.mul_(_channels(w, x)), x, w, b)
 
     def second(
@@ -124,82 +121,93 @@ class GroupNorm(Operator):
         assert v is not None  # the only point
         part_bytes = CACHE_BYTES * torch.get_num_threads()
         rows = len(x) if x.device.type != "cpu" else max(part_bytes // (x.shape[1:].numel() * x.element_size()), 1)
-        pushed, pulled, dx = to = [torch.empty_like(x) if want else None for want in (push, pull, wanted[0])]
-        work = x.new_empty(3, min(rows, len(x)), *x.shape[1:])
-        batch = (c.contiguous(), v.contiguous(), x, *stats, *to)
-        sums = []
-        for c_, v_, x_, mean, rho, *to_ in _parts(batch, rows):
-            sums.append(self._second(c_, v_, (x_, w, b), (mean, rho), to_, work[:, : len(x_)]))
-        dw, db = (sum(of_parts[1:], of_parts[0]) for of_parts in zip(*sums, strict=True))
-        return pushed, (pulled,), (dx, dw if wanted[1] else None, db if wanted[2] else None)
+        pushed, dx = to = [torch.empty_like(x) if want else None for want in (push, wanted[0])]
+        at = self._grouped(x)
+        work = at.new_empty(3, min(rows, len(at)), *at.shape[1:])
+        rest = [t if t is None else self._grouped(t) for t in (c.contiguous(), v.contiguous(), *to)]
+        found = []
+        for x_, c_, v_, pushed_, dx_, mean, rho in _parts((at, *rest, *stats), rows):
+            to_ = (pushed_, dx_, work[:, : len(x_)].unbind())
+            found.append(self._second(c_, v_, (x_, w, b), (mean, rho), to_, pull=pull))
+        pulled, dw, db = zip(*found, strict=True)
+        whole = (torch.cat(pulled) if len(pulled) > 1 else pulled[0]).view(x.shape) if pull else None
+        along = [sum(parts[1:], parts[0]) if want else None for parts, want in zip((dw, db), wanted[1:], strict=True)]
+        return pushed, (whole,), (dx, *along)
 
     def _second(
-        self, c: Tensor, v: Tensor, primals: Sequence[Any], stats: Sequence[Tensor], to: Sequence[Maybe], work: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fill ``to`` (T(v), V(c) and ∂B/∂x, None where not wanted); give ∂B/∂w and ∂B/∂b.
+        self,
+        c: Tensor,
+        v: Tensor,
+        primals: Sequence[Any],
+        stats: Sequence[Tensor],
+        to: tuple[Maybe, Maybe, Sequence[Tensor]],
+        *,
+        pull: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V(c) if ``pull``, ∂B/∂w and ∂B/∂b. T(v) and ∂B/∂x go ``to`` their places, None where they are not wanted.
 
-        ``work`` is memory for three tensors like x: to obtain it anew for every operation would cost as much as they do.
-        Sums ``(B, C)`` are worked on side by side: a call takes as long as the numbers of a small layer do.
+        The last of those is memory to work in, three tensors like x: to obtain it anew for every operation would cost as
+        much as they do. So would a call for each of the sums ``(B, G, C / G)``, which are worked on side by side.
         """
-        (x, w, _), (mean, rho), (pushed, pulled, dx) = primals, stats, to
-        p, v_x, _ = self._by_sample(v, x, stats)
+        (x, w, b), (mean, rho), (pushed, dx, work) = primals, stats, to
+        size, groups, width, space = x.shape
+        sizes = (size, groups * width, space)
+        in_one = mean.view(1, -1), rho.view(1, -1)
+        p, v_x, _ = self._by_sample(v, x, in_one)
         if self.has_silu:
-            s, k, free = self._bent(c, p, primals, pushed, work)
+            z = self._normalised(x.view(sizes), w, b)[0].view(x.shape)  # without a device it wants the channels
+            s, k, free = _bent(c, z, p, w, pushed, work)
         else:
             s, k, free = c, None, work[0]
             if pushed is not None:
-                torch.mul(p, 1 if w is None else _channels(w, x), out=pushed)
-        found, s_x, s_1 = self._by_sample(s, x, stats, w, dx=pulled is not None)
-        if pulled is not None:
-            pulled.copy_(found)
-        s_p = torch.mul(s, p, out=free).view(*x.shape[:2], -1).sum(-1)
+                torch.mul(p, 1 if w is None else w.reshape(groups, width, 1), out=pushed)
+        pulled, s_x, s_1 = self._by_sample(s, x, in_one, w, dx=pull)
+        s_p = torch.mul(s, p, out=free).sum(-1)
 
         # By groups −ρ times the means of v x̂, e x̂ and e p: what s, p and x − μ (ρ times it) are added with.
         along = torch.stack((v_x, s_x, s_p))
         if w is not None:
-            along[1:].mul_(w)
-        grouped = self._groups(along.flatten(0, 1)).sum(-1).view(3, *rho.shape)
-        toward_s, toward_p, toward_x = grouped.mul_(rho * (-self.groups / x.shape[1:].numel())).unsqueeze(-1)
-        if k is None:
-            k = torch.mul(self._groups(s), toward_s, out=self._groups(free)).view_as(x)
-        else:
-            self._groups(k).addcmul_(self._groups(s), toward_s)
-        bent, bent_x, bent_1 = self._projected(k, x, stats, w, sums=True)
+            along[1:].mul_(w.reshape(groups, width))
+        each = (size, groups, 1, 1)
+        toward_s, toward_p, toward_x = along.sum(-1).mul_(rho * (-1 / (width * space))).view(3, *each).unbind()
+        k = torch.mul(s, toward_s, out=free) if k is None else k.addcmul_(s, toward_s)
+        bent, bent_x, bent_1 = self._projected(k, x, (mean, rho), w, sizes, sums=True)
         if dx is not None:
-            toward_x = toward_x * rho.unsqueeze(-1)
-            groups = self._groups(bent).addcmul_(self._groups(p), toward_p).addcmul_(self._groups(x), toward_x)
-            torch.sub(groups, toward_x * mean.unsqueeze(-1), out=self._groups(dx))
-        twice = (self._groups(torch.cat((s_x, s_1))).unflatten(0, (2, len(x))) * toward_s).sum(1).flatten(1)
-        return s_p.sum(0).add_(bent_x).sub_(twice[0]), bent_1.sub_(twice[1])
+            toward_x = toward_x * rho.view(each)
+            torch.sub(bent.addcmul_(p, toward_p).addcmul_(x, toward_x), toward_x * mean.view(each), out=dx)
+        toward_s = toward_s.squeeze(-1)
+        dw = torch.addcmul(s_p, toward_s, s_x, value=-1).sum(0).view(-1).add_(bent_x)
+        return pulled, dw, bent_1.sub_((toward_s * s_1).sum(0).view(-1))
 
-    def _groups(self, x: Tensor) -> Tensor:
-        """``(B, G, rest)``, a view."""
-        return x.view(len(x), self.groups, -1)
+    def _grouped(self, x: Tensor) -> Tensor:
+        """``(B, G, C / G, space)``, a view: what a number or a weight of each group goes with."""
+        return x.view(len(x), self.groups, x.shape[1] // self.groups, -1)
 
-    def _bent(
-        self, c: Tensor, p: Tensor, primals: Sequence[Any], pushed: Maybe, work: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """s = φ′(z) c, k = φ″(z) c w p and memory that is free again; ``pushed`` gets φ′(z) w p.
 
-        With σ the sigmoid and σ′ = σ(1 − σ): φ′ = σ + zσ′ and φ″ = 2σ′ + zσ′(1 − 2σ).
-        """
-        x, w, b = primals
-        z = self._normalised(x, w, b)[0]
-        sigmoid = torch.sigmoid(z, out=work[0])
-        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=work[1])
-        z_slope = z.mul_(slope)
-        first = torch.add(sigmoid, z_slope, out=work[2])
-        k = slope.mul_(2).add_(z_slope).addcmul_(z_slope, sigmoid, value=-2).mul_(c)
-        weighted = p if w is None else torch.mul(p, _channels(w, x), out=z)
-        if pushed is not None:
-            torch.mul(first, weighted, out=pushed)
-        k.mul_(weighted)
-        return torch.mul(first, c, out=work[0]), k, first
+def _bent(c: Tensor, z: Tensor, p: Tensor, w: Maybe, pushed: Maybe, work: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """s = φ′(z) c, k = φ″(z) c w p and memory that is free again, z being used up; ``pushed`` gets φ′(z) w p.
+
+    With σ the sigmoid and σ′ = σ(1 − σ): φ′ = σ + zσ′ and φ″ = 2σ′ + zσ′(1 − 2σ).
+    """
+    sigmoid = torch.sigmoid(z, out=work[0])
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=work[1])
+    z_slope = z.mul_(slope)
+    first = torch.add(sigmoid, z_slope, out=work[2])
+    k = torch.add(z_slope, slope, alpha=2, out=slope).addcmul_(z_slope, sigmoid, value=-2).mul_(c)
+    weighted = p if w is None else torch.mul(p, w.reshape(*z.shape[1:3], 1), out=z)
+    if pushed is not None:
+        torch.mul(first, weighted, out=pushed)
+    k.mul_(weighted)
+    return torch.mul(first, c, out=work[0]), k, first
 
 
 def _channels(parameter: Tensor, x: Tensor) -> Tensor:
     """``(C,)`` that broadcasts over ``(B, C, *space)``."""
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _sizes(x: Tensor) -> Sizes:
+    return len(x), x.shape[1], x.shape[2:].numel()
 
 
 def _parts(batch: Sequence[Maybe], rows: int) -> Iterator[tuple[Any, ...]]:

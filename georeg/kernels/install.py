@@ -61,9 +61,12 @@ class _Replacing(TorchFunctionMode):
         if torch.compiler.is_compiling():  # torch.compile has derivatives of its own, once, and traces this very method
             return func(*args, **kwargs)
         rule = self._rules.get(func)
-        if rule is None or not _can_replace((*args, *kwargs.values())):
-            return func(*args, **kwargs)
-        return rule(*args, **kwargs)
+        if rule is not None:
+            # An operator is opaque to other modes, as a kernel is: each would be asked about all that a rule looks at.
+            with torch._C.DisableTorchFunction():
+                if _can_replace((*args, *kwargs.values())):
+                    return rule(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class _Fused(_Replacing):

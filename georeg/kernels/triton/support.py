@@ -37,10 +37,10 @@ def why_not(tensor: Tensor) -> str | None:
         >>> why_not(torch.ones(2, device="meta"))
         'kernels are for CUDA, the tensor is on meta'
     """
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH}=0"
     if tensor.device.type != "cuda" and not (tensor.device.type == "cpu" and _is_interpreted()):
         return f"kernels are for CUDA, the tensor is on {tensor.device.type}"
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0"
     if not _has_triton():
         return "triton is not installed"
     if tensor.dtype != torch.float32 and not (_is_interpreted() and tensor.dtype == torch.float64):

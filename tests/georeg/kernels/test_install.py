@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -270,11 +271,11 @@ class OverPixels(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kept", "copies"), [((2, 32), 7), ((10**6, 32), 3), ((10**6, 0), 3)], ids=["kept", "P kept", "recomputed"]
+    ("kept", "copies"), [((2, 32), 6), ((10**6, 32), 2), ((10**6, 0), 2)], ids=["kept", "P kept", "recomputed"]
 )
 def test_attention_copies_no_pixels_to_lay_them_out(kept, copies, monkeypatch):
-    """Only u here, y, which the rule keeps for itself, and a result of the norm; products of S side by side are taken
-    apart. What all that computes is torch's."""
+    """Only u here and y, which the rule keeps for itself; products of S side by side are taken apart. What all that
+    computes is torch's."""
     monkeypatch.setattr(linear, "LEAST_WORK", 0)
     for name, value in zip(("WIDTH", "LENGTH"), kept, strict=True):
         monkeypatch.setattr(attention, name, value)
@@ -349,3 +350,23 @@ def test_the_dummy_pullback_of_the_domain_side_costs_nothing():
     with FlopCounterMode(display=False) as counter:
         lin.jvp(torch.ones(1, *x.shape))
     assert counter.get_total_flops() == one
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_operators_are_opaque_to_other_modes():
+    """Each mode around would be asked about all that a rule looks at: 2,000 times in a step of a small U-Net."""
+    norm, layer = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1)
+    x = torch.randn(2, 4, 3, 3)
+    with Seen() as seen, fused():
+        y = F.silu(norm(layer(x))).square()
+    assert seen.names == ["square"]
+    assert type(y.grad_fn.next_functions[0][0]).__name__ == "_ValueBackward"
