@@ -83,4 +83,5 @@ def test_step(measure, checked, case, device, is_smoke, monkeypatch):
     measure(
         step, group=f"a training step, small U-Net at {size}², batch {batch}, {device}", case=case,
         rounds=3 if "recomputed" in case else 7, setup=network.zero_grad,
+        against=steps["ours"] if case == "published" else None,
     )  # fmt: skip

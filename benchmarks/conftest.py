@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.step_cost import cuda_peak, synchronised
+from benchmarks.step_cost import cuda_peak, quotient, synchronised
 from georeg_diffusion.cost import peak_bytes_of, work_of
 
 Step = Callable[[], Tensor]
@@ -52,11 +53,12 @@ def measure(benchmark, is_smoke: bool, device: str):
 
     def run(
         step: Step, *, group: str, case: str, rounds: int = 5, is_vectorised: bool = False,
-        setup: Callable[[], None] | None = None, **info: object,
+        setup: Callable[[], None] = lambda: None, against: Step | None = None, **info: object,
     ) -> None:  # fmt: skip
         """``is_vectorised``: vmap's grouped convolutions, whose formula in torch's counter is wrong; work is left out.
 
-        ``setup`` runs before each step and is not timed: it clears the gradients, as training does.
+        ``setup`` runs before each step and is not timed: it clears the gradients, as training does. ``against``: a step
+        that takes turns with this one; over how much of its time this one takes, what else the machine does cancels.
         """
         benchmark.group = group
         benchmark.extra_info.update(case=case, threads=torch.get_num_threads(), **info)
@@ -71,8 +73,22 @@ def measure(benchmark, is_smoke: bool, device: str):
             if is_cuda:
                 synchronised()
 
-        several = 4 if is_cuda else 1
-        warmup_rounds = int(rounds > 1 and not is_smoke)
-        benchmark.pedantic(timed, setup=setup, rounds=1 if is_smoke else several * rounds, warmup_rounds=warmup_rounds)
+        clock = synchronised if is_cuda else time.perf_counter
+        others: list[float] = []
+
+        def before() -> None:
+            if against is not None:
+                setup()
+                started = clock()
+                against().backward()
+                others.append(clock() - started)
+            setup()
+
+        # What was counted has run already, and is warm.
+        rounds = 1 if is_smoke else 4 * rounds if is_cuda else rounds
+        benchmark.pedantic(timed, setup=before, rounds=rounds)
+        if against is not None and rounds > 1:
+            found = quotient(benchmark.stats.stats.data, others)
+            benchmark.extra_info.update(zip(("over_ours", "over_ours_lower", "over_ours_upper"), found, strict=True))
 
     return run

@@ -57,6 +57,17 @@ def crossovers(groups: Groups) -> list[str]:
     return lines
 
 
+def turns(groups: Groups) -> list[str]:
+    """How many times as long as ours a case takes that was timed in turns with ours."""
+    return [
+        f"{row['case']} ÷ ours, in turns: {row['over_ours']:.2f}×, quartiles {row['over_ours_lower']:.2f} and "
+        f"{row['over_ours_upper']:.2f}"
+        for rows in groups.values()
+        for row in rows
+        if "over_ours" in row
+    ]
+
+
 def show(groups: Groups, console: Console) -> None:
     """One table; a group's name stands in a row of its own, across the columns that follow."""
     table = Table(
@@ -132,14 +143,14 @@ def main() -> None:
     console = Console(width=max(Console().width, 116))
     show(groups, console)
     found = crossovers(groups)
-    for line in found:
+    for line in (*found, *turns(groups)):
         console.print(line)
     options.results.mkdir(parents=True, exist_ok=True)
     protocol = {
         "torch": machine["torch"], "python": machine["python_version"],
         "threads": raw["benchmarks"][0]["extra_info"].get("threads"),
         "device": machine["machine"] if options.name == "cpu" else machine["accelerator"],
-        "time": "median of the rounds after one to warm up",
+        "time": "median of the rounds, after those in which work and peak are counted",
     }  # fmt: skip
     target = options.results / f"{options.name}.json"
     target.write_text(json.dumps({"protocol": protocol, "crossover": found, "groups": groups}, indent=1) + "\n")
