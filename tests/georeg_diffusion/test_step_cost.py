@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import georeg
+from benchmarks.report import groups_of, turns
 from benchmarks.step_cost import cost_table, quotient, show, switched, trained, under, without_triton
 from georeg.kernels.triton.support import SWITCH
 from georeg_diffusion import HSpace, IsometricDiffusionLoss
@@ -73,6 +74,15 @@ def test_a_quotient_of_turns(capsys):
     assert "published ÷ ours: 3.00, quartiles 2.50 and 3.50 of 3 turns" in capsys.readouterr().out
     show({"plain": row | {"times": [1.0, 2.0]}})
     assert "÷" not in capsys.readouterr().out
+
+
+def test_the_report_says_what_took_turns():
+    def run(case, **info):
+        return {"group": "steps", "name": case, "extra_info": {"case": case, **info}, "stats": {"median": 1.0, "rounds": 7}}
+
+    timed = run("published", over_ours=4.5, over_ours_lower=4.25, over_ours_upper=4.75)
+    groups = groups_of({"benchmarks": [run("plain"), run("ours"), timed]})
+    assert turns(groups) == ["published ÷ ours, in turns: 4.50×, quartiles 4.25 and 4.75"]
 
 
 def test_a_timed_step_begins_without_gradients():
