@@ -155,7 +155,7 @@ class GroupNorm(Operator):
         in_one = mean.view(1, -1), rho.view(1, -1)
         p, v_x, _ = self._by_sample(v, x, in_one)
         if self.has_silu:
-            z = self._normalised(x.view(sizes), w, b)[0].view(x.shape)  # without a device it wants the channels
+            z = self._normalised(x.view(sizes), w, b)[0].view(x.shape)  # on the meta device it reads C off x
             s, k, free = _bent(c, z, p, w, pushed, work)
         else:
             s, k, free = c, None, work[0]

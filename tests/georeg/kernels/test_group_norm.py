@@ -54,6 +54,16 @@ def test_the_third_derivative(ours, torchs, affine, through_modes, shape):
 
 
 @both
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("shape", [SHAPES["2d"], (1, 4, 4), (2, 4, 2, 2, 2)])
+def test_the_third_derivative_with_all_channels_in_a_group_and_each_in_its_own(ours, torchs, groups, shape):
+    x, w, b = tensors(shape)
+    found = third(lambda p: ours(p, groups, w, b), x, [w, b])
+    expected = third(lambda p: torchs(p, groups, w, b), x, [w, b], through_modes=False)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@both
 def test_the_third_derivative_in_parts_of_the_batch(ours, torchs, monkeypatch):
     x, w, b = tensors((5, 4, 3, 2))
     expected = third(lambda p: torchs(p, 2, w, b), x, [w, b], through_modes=False)
