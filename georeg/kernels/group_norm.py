@@ -24,9 +24,6 @@ from georeg.kernels.triton import is_used
 
 aten = torch.ops.aten
 
-Sizes = tuple[int, int, int]
-"""Of a batch, its channels and its space."""
-
 CACHE_BYTES = 2**20
 """On a CPU the second-order rule works through a batch in parts of this size for each thread, which stay in its cache."""
 
@@ -59,11 +56,11 @@ class GroupNorm(Operator):
         return aten.native_group_norm(x, w, b, *_sizes(x), self.groups, self.eps)
 
     def _projected(
-        self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe, sizes: Sizes, *, sums: bool = False
+        self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, sums: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """ρ Π (w v); with ``sums`` also Σ v x̂ and Σ v over batch and space, ``(C,)``."""
-        weight = x.new_ones(sizes[1]) if sums and w is None else w
-        return aten.native_group_norm_backward(v, x, *stats, weight, *sizes, self.groups, [True, sums, sums])
+        weight = x.new_ones(x.shape[1]) if sums and w is None else w
+        return aten.native_group_norm_backward(v, x, *stats, weight, *_sizes(x), self.groups, [True, sums, sums])
 
     def _by_sample(
         self, v: Tensor, x: Tensor, stats: Sequence[Tensor], w: Maybe = None, *, dx: bool = True
@@ -89,13 +86,13 @@ class GroupNorm(Operator):
     ) -> tuple[Maybe, ...]:
         x, w, b = primals
         slope = self._slope(c.contiguous(), x, w, b)
-        dx, dw, db = self._projected(slope, x, stats, w, _sizes(x), sums=wanted[1] or wanted[2])
+        dx, dw, db = self._projected(slope, x, stats, w, sums=wanted[1] or wanted[2])
         return dx, dw if wanted[1] else None, db if wanted[2] else None
 
     def pushforward(self, tangents: Sequence[Maybe], primals: Sequence[Any], stats: Sequence[Tensor]) -> Tensor:
         (v,), (x, w, b) = tangents, primals
         assert v is not None  # the only point
-        p = self._projected(v.contiguous(), x, stats, None, _sizes(x))[0]
+        p = self._projected(v.contiguous(), x, stats)[0]
         return self._slope(p if w is None else p.mul_(_channels(w, x)), x, w, b)
 
     def second(
@@ -131,8 +128,8 @@ class GroupNorm(Operator):
             found.append(self._second(c_, v_, (x_, w, b), (mean, rho), to_, pull=pull))
         pulled, dw, db = zip(*found, strict=True)
         whole = (torch.cat(pulled) if len(pulled) > 1 else pulled[0]).view(x.shape) if pull else None
-        along = [sum(parts[1:], parts[0]) if want else None for parts, want in zip((dw, db), wanted[1:], strict=True)]
-        return pushed, (whole,), (dx, *along)
+        summed = (sum(parts[1:], parts[0]) if want else None for parts, want in zip((dw, db), wanted[1:], strict=True))
+        return pushed, (whole,), (dx, *summed)
 
     def _second(
         self,
@@ -151,11 +148,11 @@ class GroupNorm(Operator):
         """
         (x, w, b), (mean, rho), (pushed, dx, work) = primals, stats, to
         size, groups, width, space = x.shape
-        sizes = (size, groups * width, space)
+        by_channels = x.view(size, groups * width, space)
         in_one = mean.view(1, -1), rho.view(1, -1)
         p, v_x, _ = self._by_sample(v, x, in_one)
         if self.has_silu:
-            z = self._normalised(x.view(sizes), w, b)[0].view(x.shape)  # on the meta device it reads C off x
+            z = self._normalised(by_channels, w, b)[0].view(x.shape)
             s, k, free = _bent(c, z, p, w, pushed, work)
         else:
             s, k, free = c, None, work[0]
@@ -171,10 +168,10 @@ class GroupNorm(Operator):
         each = (size, groups, 1, 1)
         toward_s, toward_p, toward_x = along.sum(-1).mul_(rho * (-1 / (width * space))).view(3, *each).unbind()
         k = torch.mul(s, toward_s, out=free) if k is None else k.addcmul_(s, toward_s)
-        bent, bent_x, bent_1 = self._projected(k, x, (mean, rho), w, sizes, sums=True)
+        bent, bent_x, bent_1 = self._projected(k.view(by_channels.shape), by_channels, (mean, rho), w, sums=True)
         if dx is not None:
             toward_x = toward_x * rho.view(each)
-            torch.sub(bent.addcmul_(p, toward_p).addcmul_(x, toward_x), toward_x * mean.view(each), out=dx)
+            torch.sub(bent.view(x.shape).addcmul_(p, toward_p).addcmul_(x, toward_x), toward_x * mean.view(each), out=dx)
         toward_s = toward_s.squeeze(-1)
         dw = torch.addcmul(s_p, toward_s, s_x, value=-1).sum(0).view(-1).add_(bent_x)
         return pulled, dw, bent_1.sub_((toward_s * s_1).sum(0).view(-1))
@@ -206,7 +203,8 @@ def _channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def _sizes(x: Tensor) -> Sizes:
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Of a batch ``(B, C, ...)``, its channels and its space."""
     return len(x), x.shape[1], x.shape[2:].numel()
 
 
